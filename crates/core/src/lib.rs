@@ -1,2 +1,35 @@
 #![forbid(unsafe_code)]
-//! stub
+//! Floor 0: the words every other crate speaks.
+//!
+//! Number formats ([`format`]), weights as they lie in a file ([`weight`]), activations on some
+//! device ([`tensor`]), the [`Backend`] trait that turns one into the other, and two backends that need
+//! nothing else: [`reference`] (slow, plain, the executable specification) and [`null`] (no data,
+//! counts operations and bytes).
+//!
+//! It must not know: files, tokenizers, model families, threads, instruction sets.
+//! Start at [`backend`], then [`reference`].
+
+pub mod backend;
+pub mod dtype;
+pub mod error;
+pub mod format;
+pub mod host;
+pub mod null;
+pub mod reference;
+pub mod rng;
+pub mod rope;
+pub mod shape;
+pub mod tensor;
+pub mod weight;
+
+pub use backend::{
+    AttendSpec, Backend, HeadProj, KvCache, KvView, LatentForm, LatentSpec, Mask, Outputs, Precision, Proj, RouteSpec,
+    Routing, Score, Span, Spans,
+};
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use format::{BlockFormat, FormatId};
+pub use rope::{RopeFreqs, RopeLayout};
+pub use shape::Shape;
+pub use tensor::{Buffer, Storage, Tensor};
+pub use weight::{BlockScales, ByteSource, Bytes, Experts, Resident, ResidentExperts, Weight};

@@ -1,2 +1,6 @@
 #![forbid(unsafe_code)]
-//! (filled next)
+//! Floor 2: model families, the spec they boil down to, and the one decoder that runs them all.
+
+pub mod batch;
+
+pub use batch::{Batch, Logits};

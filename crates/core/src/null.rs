@@ -1,0 +1,1 @@
+//! A backend without data, which counts operations and bytes.
