@@ -10,6 +10,7 @@
 //! Start at [`backend`], then [`reference`].
 
 pub mod backend;
+pub mod check;
 pub mod dtype;
 pub mod error;
 pub mod format;

@@ -1,1 +1,0 @@
-//! The executable specification of every operation.
