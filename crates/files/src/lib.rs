@@ -1,2 +1,24 @@
-#![forbid(unsafe_code)]
-//! (filled next)
+#![deny(unsafe_code)]
+//! Floor 1: model files. Reads GGUF and Hugging Face directories, writes GGUF.
+//!
+//! Files are mapped, never copied, never changed. Everything in them is treated as hostile: lengths are
+//! capped and checked before they are used, and a load reports every [`Fault`] it can find, not the first.
+//!
+//! It must not know: what a tensor is for (families live in `model`), tokenizers, the network.
+//! Start at [`Archive`], the one type over both kinds of model file.
+
+mod archive;
+mod cursor;
+mod fault;
+pub mod gguf;
+
+mod map;
+mod metadata;
+pub mod safetensors;
+mod table;
+
+pub use archive::{Archive, Kind, Sidecar};
+pub use fault::{Error, Fault, Faults, Place, Result};
+pub use map::Map;
+pub use metadata::{Array, FromValue, Metadata, Value};
+pub use table::TensorInfo;

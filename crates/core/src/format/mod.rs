@@ -5,14 +5,39 @@
 //! an id, and add its line to [`FORMATS`]; it then loads, decodes, converts and runs on every backend by
 //! decode-then-dot (`docs/adding-a-format.md`).
 
+mod fp8;
 mod plain;
+mod q4_0;
+mod q4_1;
+mod q5_0;
+mod q5_1;
+mod q8_0;
 
 use std::fmt;
 
+use half::f16;
+
+pub use fp8::{E4M3_VALUES, F8_E4M3, UE8M0};
 pub use plain::{BF16, F16, F32};
+pub use q4_0::Q4_0;
+pub use q4_1::Q4_1;
+pub use q5_0::Q5_0;
+pub use q5_1::Q5_1;
+pub use q8_0::Q8_0;
 
 /// All known formats. The one place to add a line.
-static FORMATS: &[&dyn BlockFormat] = &[&plain::PlainF32, &plain::PlainF16, &plain::PlainBf16];
+static FORMATS: &[&dyn BlockFormat] = &[
+    &plain::PlainF32,
+    &plain::PlainF16,
+    &plain::PlainBf16,
+    &fp8::E4M3,
+    &fp8::Ue8M0,
+    &q4_0::Codec,
+    &q4_1::Codec,
+    &q5_0::Codec,
+    &q5_1::Codec,
+    &q8_0::Codec,
+];
 
 /// Names a block format; constants such as [`F32`] can be matched on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,4 +105,29 @@ pub trait BlockFormat: Send + Sync {
             self.decode_block(b, o);
         }
     }
+}
+
+/// The f16 at the start of `bytes`.
+fn read_f16(bytes: &[u8]) -> f32 {
+    f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+}
+
+/// Writes an f16 to the start of `out`.
+fn write_f16(out: &mut [u8], v: f32) {
+    out[..2].copy_from_slice(&f16::from_f32(v).to_le_bytes());
+}
+
+/// The number of largest magnitude, with its sign; 0 if there is none.
+fn peak(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |peak: f32, v| if v.abs() > peak.abs() { *v } else { peak })
+}
+
+/// Smallest and largest number.
+fn range(x: &[f32]) -> (f32, f32) {
+    x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), v| (min.min(*v), max.max(*v)))
+}
+
+/// 1 / d, and 0 for a block of zeros.
+fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
 }
