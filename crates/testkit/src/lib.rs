@@ -1,2 +1,7 @@
 #![forbid(unsafe_code)]
-//! (filled next)
+//! What tests of several crates share: random weights, the behaviour suite of backends, readers of golden data.
+//!
+//! Start at [`backend_suite`], the definition of "this backend works".
+
+pub mod backend_suite;
+pub mod random;
