@@ -5,7 +5,7 @@ use fathom_core::{Backend, DType, Experts, FormatId, KvView, LatentForm, Result,
 
 use super::Suite;
 use super::attend::{Heads, Scene, gqa, mla};
-use super::linear::{bare, routing, weights};
+use super::linear::{bare, dims, routing, weights};
 use super::route::{forced, plain};
 use super::rows::{freqs, matrix};
 use crate::random::{norm, normals, weight};
@@ -48,19 +48,18 @@ pub(super) fn cases(s: &mut Suite) {
 
 /// The feed-forward blocks, which a backend may fuse.
 fn blocks(s: &mut Suite, rng: &mut Rng, n: usize) {
-    let dim = 256;
     for f in FormatId::all() {
-        let w: Vec<_> = [(512, dim), (512, dim), (dim, 512)].iter().map(|&(r, c)| weight(rng, f, r, c)).collect();
+        let (dim, hidden) = dims(f);
+        let shapes = [(hidden, dim), (hidden, dim), (dim, hidden)];
+        let w: Vec<_> = shapes.iter().map(|&(r, c)| weight(rng, f, r, c)).collect();
         let x = normals(rng, n * dim);
         cut_rows(s, &format!("ffn {f}"), n, &|b, from, to| {
             let w = w.iter().map(|w| b.upload(w)).collect::<Result<Vec<_>>>()?;
             b.ffn(&matrix(b, to - from, dim, &x[from * dim..to * dim])?, bare(&w[0]), bare(&w[1]), bare(&w[2]))
         });
         let (experts, top_k) = (5, 2);
-        let stacked: Vec<Experts> = [(512, dim), (512, dim), (dim, 512)]
-            .iter()
-            .map(|&(r, c)| Experts::Stacked { weight: weight(rng, f, experts * r, c), experts })
-            .collect();
+        let stacked: Vec<Experts> =
+            shapes.iter().map(|&(r, c)| Experts::Stacked { weight: weight(rng, f, experts * r, c), experts }).collect();
         let chosen = forced(rng, n, experts as u32, top_k);
         let logits: Vec<f32> = normals(rng, n * experts);
         cut_rows(s, &format!("moe {f}"), n, &|b, from, to| {

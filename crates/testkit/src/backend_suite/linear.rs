@@ -16,6 +16,14 @@ pub(super) fn widths(f: FormatId) -> Vec<usize> {
     }
 }
 
+/// Small model and hidden widths that are whole blocks of a format.
+pub(super) fn dims(f: FormatId) -> (usize, usize) {
+    match f.get().block_elems() {
+        e if e <= 32 => (64, 96),
+        e => (e, 2 * e),
+    }
+}
+
 pub(super) fn bare(w: &fathom_core::Resident) -> Proj<'_> {
     Proj { weight: w, bias: None }
 }
@@ -45,7 +53,7 @@ pub(super) fn cases(s: &mut Suite) {
         for (i, cols) in widths(f).into_iter().enumerate() {
             for (rows, tokens) in [(1, 1), (3, 2), (17, 5), (64, 1), (65, 33), (128, 8)] {
                 // The full product of shapes only where it is cheap.
-                if i >= 4 && rows * tokens > 1000 {
+                if i >= 3 && rows * tokens > 1000 {
                     continue;
                 }
                 let (w, x) = (weight(&mut rng, f, rows, cols), normals(&mut rng, tokens * cols));
@@ -93,8 +101,9 @@ fn several(s: &mut Suite, rng: &mut Rng) {
 
 fn ffn(s: &mut Suite, rng: &mut Rng) {
     for f in FormatId::all() {
-        let dim = 256;
-        let (gate, up, down) = (weight(rng, f, 512, dim), weight(rng, f, 512, dim), weight(rng, f, dim, 512));
+        let (dim, hidden) = dims(f);
+        let (gate, up) = (weight(rng, f, hidden, dim), weight(rng, f, hidden, dim));
+        let down = weight(rng, f, dim, hidden);
         for tokens in [1, 9] {
             let x: Vec<f32> = normals(rng, tokens * dim).iter().map(|v| v / 16.0).collect();
             s.like_reference(format!("ffn {f} × {tokens}"), 8.0 * s.tolerance.linear, &|b| {
@@ -122,11 +131,11 @@ pub(super) fn routing(b: &dyn Backend, experts: usize, top_k: usize, chosen: &[u
 fn experts(s: &mut Suite, rng: &mut Rng) {
     let n = 6;
     for f in FormatId::all() {
-        let (dim, hidden) = (256, 512);
+        let (dim, hidden) = dims(f);
         let gate = both_ways(rng, f, n, hidden, dim);
         let up = both_ways(rng, f, n, hidden, dim);
         let down = both_ways(rng, f, n, dim, hidden);
-        for (tokens, top_k) in [(1, 1), (1, 3), (2, 6), (7, 2), (40, 3)] {
+        for (tokens, top_k) in [(1, 1), (1, 3), (2, 6), (7, 2), (16, 3)] {
             let chosen = forced(rng, tokens, n as u32, top_k);
             let x: Vec<f32> = normals(rng, tokens * dim).iter().map(|v| v / 16.0).collect();
             let y = normals(rng, tokens * top_k * hidden);
