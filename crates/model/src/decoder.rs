@@ -1,0 +1,169 @@
+//! The one decoder: every text model of the family is this file and a spec.
+//!
+//! `embed`, `trunk` and `head` are three calls because a prediction block and image generation need the
+//! hidden states between them. Nothing here depends on a layer's index or a model's name.
+
+use std::sync::Arc;
+
+use fathom_core::{Backend, Resident, Result, RopeFreqs, Tensor};
+
+use crate::batch::Batch;
+use crate::ffn::FfnLayer;
+use crate::kv::{KvPool, LayerKv};
+use crate::linear::Linear;
+use crate::mixer::{MixerLayer, Step};
+use crate::probe::Probe;
+use crate::spec::ModelSpec;
+
+/// One block with its weights.
+pub struct Layer {
+    /// Norm before the mixer.
+    pub mixer_norm: Resident,
+    /// Mixer.
+    pub mixer: MixerLayer,
+    /// Norm before the feed-forward network.
+    pub ffn_norm: Resident,
+    /// Feed-forward network.
+    pub ffn: FfnLayer,
+}
+
+/// The multi-token prediction block (V3 paper, section 2.2): from the hidden state of token i and the embedding of
+/// token i + 1 it predicts token i + 2.
+pub struct Mtp {
+    /// Norm of the embedding half.
+    pub embed_norm: Resident,
+    /// Norm of the hidden half.
+    pub hidden_norm: Resident,
+    /// `[dim, 2 × dim]` over `[embedding | hidden]`, in this order (traps, and V3's shipped weights).
+    pub proj: Linear,
+    /// The block.
+    pub layer: Layer,
+    /// Norm before its head.
+    pub head_norm: Resident,
+    /// Its head, where the file stores a copy.
+    pub head: Option<Resident>,
+    /// Its embedding table, where the file stores a copy.
+    pub embed: Option<Resident>,
+}
+
+/// A model ready to run.
+pub struct Decoder {
+    /// What it is.
+    pub spec: ModelSpec,
+    /// Where it runs.
+    pub backend: Arc<dyn Backend>,
+    /// `[vocab, dim]`.
+    pub embed: Resident,
+    /// Blocks.
+    pub layers: Vec<Layer>,
+    /// Final norm.
+    pub norm: Resident,
+    /// `[vocab, dim]`; `None`: the embedding.
+    pub head: Option<Resident>,
+    /// Prediction block.
+    pub mtp: Option<Mtp>,
+    /// Rotation speeds.
+    pub freqs: RopeFreqs,
+}
+
+impl Layer {
+    fn forward(
+        &self,
+        step: &Step<'_>,
+        h: Tensor,
+        kv: &mut LayerKv,
+        index: usize,
+        probe: &mut dyn Probe,
+    ) -> Result<Tensor> {
+        let (b, at) = (step.b, Some(index));
+        let x = b.rms_norm(&h, &self.mixer_norm, step.eps)?;
+        probe.tap(at, "attn_norm", b, &x)?;
+        let y = self.mixer.forward(step, &x, kv)?;
+        probe.tap(at, "attn_out", b, &y)?;
+        let h = b.add(h, &y)?;
+        let x = b.rms_norm(&h, &self.ffn_norm, step.eps)?;
+        probe.tap(at, "ffn_norm", b, &x)?;
+        let y = self.ffn.forward(b, &x, index, probe)?;
+        probe.tap(at, "ffn_out", b, &y)?;
+        let h = b.add(h, &y)?;
+        probe.tap(at, "out", b, &h)?;
+        Ok(h)
+    }
+}
+
+impl Decoder {
+    /// A cache for this model, its prediction block included.
+    ///
+    /// # Errors
+    /// If the backend has no memory for it.
+    pub fn kv_pool(&self, blocks: usize, dtype: fathom_core::DType) -> Result<KvPool> {
+        let layers = self.spec.layers.iter().chain(self.mtp.as_ref().and(self.spec.mtp.as_ref()));
+        KvPool::new(&*self.backend, layers, blocks, dtype)
+    }
+
+    /// Token ids → residual stream `[tokens, dim]`.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        self.backend.embed(&self.embed, tokens)
+    }
+
+    /// All blocks and the final norm: `[tokens, dim]` → `[tokens, dim]`. Writes the rows' keys and values to
+    /// the cache.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn trunk(&self, h: Tensor, batch: &Batch, kv: &mut KvPool, probe: &mut dyn Probe) -> Result<Tensor> {
+        let b = &*self.backend;
+        let rope = b.rope_table(&batch.positions, &self.freqs)?;
+        let step = self.step(batch, &rope);
+        probe.tap(None, "embed", b, &h)?;
+        let mut h = h;
+        for (i, layer) in self.layers.iter().enumerate() {
+            h = layer.forward(&step, h, &mut kv.layers[i], i, probe)?;
+        }
+        let h = b.rms_norm(&h, &self.norm, self.spec.eps)?;
+        probe.tap(None, "final_norm", b, &h)?;
+        Ok(h)
+    }
+
+    /// Logits `[rows, vocab]` of normed hidden states `[rows, dim]`.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn head(&self, h: &Tensor) -> Result<Tensor> {
+        self.project(h, self.head.as_ref().unwrap_or(&self.embed))
+    }
+
+    /// The prediction block: `hidden` are the trunk's outputs for the batch's rows, `batch.tokens` the tokens that
+    /// *follow* those rows, positions and slots those of the rows. Returns logits `[logit_rows, vocab]` for the token
+    /// after that.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    ///
+    /// # Panics
+    /// If the model has no prediction block.
+    pub fn draft(&self, hidden: &Tensor, batch: &Batch, kv: &mut KvPool, probe: &mut dyn Probe) -> Result<Tensor> {
+        let mtp = self.mtp.as_ref().expect("invariant: only a model with a prediction block drafts");
+        let (b, eps, index) = (&*self.backend, self.spec.eps, self.layers.len());
+        let e = b.embed(mtp.embed.as_ref().unwrap_or(&self.embed), &batch.tokens)?;
+        let e = b.rms_norm(&e, &mtp.embed_norm, eps)?;
+        let x = b.rms_norm(hidden, &mtp.hidden_norm, eps)?;
+        let h = mtp.proj.forward(b, &b.concat_cols(&e, &x)?)?;
+        let rope = b.rope_table(&batch.positions, &self.freqs)?;
+        let h = mtp.layer.forward(&self.step(batch, &rope), h, &mut kv.layers[index], index, probe)?;
+        let h = b.rms_norm(&b.select_rows(&h, &batch.logit_rows)?, &mtp.head_norm, eps)?;
+        let head = mtp.head.as_ref().or(self.head.as_ref()).unwrap_or(&self.embed);
+        self.project(&h, head)
+    }
+
+    fn project(&self, h: &Tensor, weight: &Resident) -> Result<Tensor> {
+        Ok(self.backend.linear(h, &[fathom_core::Proj { weight, bias: None }])?.remove(0))
+    }
+
+    fn step<'a>(&'a self, batch: &'a Batch, rope: &'a Tensor) -> Step<'a> {
+        Step { b: &*self.backend, batch, rope, layout: self.spec.rope.layout, eps: self.spec.eps }
+    }
+}

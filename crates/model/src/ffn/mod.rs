@@ -1,0 +1,45 @@
+//! Feed-forward networks: what a block does to each token by itself.
+
+mod moe;
+
+use fathom_core::{Backend, Result, Tensor};
+
+use crate::linear::Linear;
+use crate::probe::Probe;
+
+pub use moe::Moe;
+
+/// SwiGLU (Shazeer 2020): `down(silu(gate x) ⊙ up x)`.
+pub struct Dense {
+    /// Gate projection.
+    pub gate: Linear,
+    /// Up projection.
+    pub up: Linear,
+    /// Down projection.
+    pub down: Linear,
+}
+
+impl Dense {
+    /// `x: [tokens, dim]` → `[tokens, dim]`.
+    pub fn forward(&self, b: &dyn Backend, x: &Tensor) -> Result<Tensor> {
+        b.ffn(x, self.gate.proj(), self.up.proj(), self.down.proj())
+    }
+}
+
+/// A feed-forward network with its weights.
+pub enum FfnLayer {
+    /// One network for all.
+    Dense(Dense),
+    /// A router and experts.
+    Moe(Moe),
+}
+
+impl FfnLayer {
+    /// `x: [tokens, dim]`, normed → `[tokens, dim]`. `layer` is for the probe.
+    pub fn forward(&self, b: &dyn Backend, x: &Tensor, layer: usize, probe: &mut dyn Probe) -> Result<Tensor> {
+        match self {
+            FfnLayer::Dense(f) => f.forward(b, x),
+            FfnLayer::Moe(f) => f.forward(b, x, layer, probe),
+        }
+    }
+}

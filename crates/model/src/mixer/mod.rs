@@ -1,0 +1,44 @@
+//! Mixers: what a block does along the sequence.
+
+mod gqa;
+mod mla;
+
+use fathom_core::{Backend, Result, RopeLayout, Tensor};
+
+use crate::batch::Batch;
+use crate::kv::LayerKv;
+
+pub use gqa::Gqa;
+pub use mla::Mla;
+
+/// A mixer with its weights.
+pub enum MixerLayer {
+    /// Grouped-query attention.
+    Gqa(Gqa),
+    /// Latent attention.
+    Mla(Mla),
+}
+
+/// What every layer of a step shares.
+pub struct Step<'a> {
+    /// Device.
+    pub b: &'a dyn Backend,
+    /// Rows.
+    pub batch: &'a Batch,
+    /// cos and sin of every row's position.
+    pub rope: &'a Tensor,
+    /// Pairing of rotated elements.
+    pub layout: RopeLayout,
+    /// Epsilon of the norms.
+    pub eps: f32,
+}
+
+impl MixerLayer {
+    /// `x: [tokens, dim]`, normed → the block's attention output `[tokens, dim]`.
+    pub fn forward(&self, step: &Step<'_>, x: &Tensor, kv: &mut LayerKv) -> Result<Tensor> {
+        match self {
+            MixerLayer::Gqa(m) => m.forward(step, x, kv),
+            MixerLayer::Mla(m) => m.forward(step, x, kv),
+        }
+    }
+}
