@@ -35,7 +35,7 @@ pub enum Error {
         /// Which.
         tensor: TensorId,
         /// Why.
-        source: fathom_core::Error,
+        source: Box<fathom_core::Error>,
     },
     /// The files cannot be read, or are not what they must be; all faults at once.
     #[error(transparent)]

@@ -263,3 +263,44 @@ impl ModelSpec {
         self.layers.iter().map(|l| kv_widths(&l.mixer).iter().sum::<usize>()).sum::<usize>() * dtype.bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::families::{Options, keys::Source, read_spec};
+
+    fn published(name: &str) -> ModelSpec {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/configs").join(name);
+        let config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        read_spec(Source::Hf(&config), &path, &Options::default()).unwrap()
+    }
+
+    /// The oracle figures of the V3 paper (671 B, 37 B) and of `inference/model.py`.
+    #[test]
+    fn v3_comes_out_as_published() {
+        let spec = published("deepseek-v3-r1.config.json");
+        let p = spec.parameters();
+        assert_eq!(format!("{:.2}", p.total as f64 / 1e9), "671.03");
+        assert_eq!(format!("{:.1}", p.touched as f64 / 1e9), "36.6");
+        assert_eq!(spec.rope.yarn_range(), Some((10.0, 23.0)));
+        assert_eq!(spec.kv_bytes_per_token(DType::F16), 70_272);
+        let Mixer::Mla { scale, .. } = spec.layers[0].mixer else { panic!("latent attention") };
+        assert!((scale - 0.1352338).abs() < 1e-7, "{scale}");
+        assert_eq!(spec.rope.freqs().factor, 1.0);
+        assert!(spec.mtp.is_some());
+        assert_eq!(spec.layers.iter().filter(|l| matches!(l.ffn, Ffn::Dense { .. })).count(), 3);
+    }
+
+    #[test]
+    fn llama3_ramp_is_continuous_and_bounded() {
+        let rope = |scaling| RopeSpec { dim: 128, theta: 5e5, layout: RopeLayout::Halves, scaling };
+        let plain = rope(RopeScaling::None).freqs().inv_freq;
+        let scaled = rope(RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 }).freqs().inv_freq;
+        assert_eq!(plain[0], scaled[0]);
+        assert!((plain[63] / scaled[63] - 8.0).abs() < 1e-5);
+        for (p, s) in plain.iter().zip(&scaled) {
+            assert!((0.99..=8.01).contains(&(p / s)));
+        }
+        assert!(scaled.windows(2).all(|w| w[0] > w[1]));
+    }
+}

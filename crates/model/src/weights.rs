@@ -48,7 +48,12 @@ pub fn complete(spec: &mut ModelSpec, archive: &Archive) -> Result<()> {
                 spec.rope.scaling = RopeScaling::Divisors(divisors);
             } else {
                 let path = archive.path();
-                finder.faults.push(Fault::tensor(path, "rope_freqs.weight", "positive numbers", format!("{divisors:?}")));
+                finder.faults.push(Fault::tensor(
+                    path,
+                    "rope_freqs.weight",
+                    "positive numbers",
+                    format!("{divisors:?}"),
+                ));
             }
         }
         finder.faults.or(())?;
@@ -61,7 +66,8 @@ pub fn complete(spec: &mut ModelSpec, archive: &Archive) -> Result<()> {
 /// # Errors
 /// All faults at once.
 pub fn check(spec: &ModelSpec, archive: &Archive) -> Result<Vec<String>> {
-    let mut loader = Loader { finder: Finder::new(archive), backend: None, progress: &mut |_, _| {}, done: 0, error: None };
+    let mut loader =
+        Loader { finder: Finder::new(archive), backend: None, progress: &mut |_, _| {}, done: 0, error: None };
     loader.decoder(spec, None);
     let used = loader.finder.used;
     loader.finder.faults.or(())?;
@@ -74,8 +80,7 @@ pub fn check(spec: &ModelSpec, archive: &Archive) -> Result<Vec<String>> {
 /// All faults at once, or the first failure of the backend.
 pub fn load(spec: &ModelSpec, archive: &Archive, backend: Arc<dyn Backend>, progress: Progress<'_>) -> Result<Decoder> {
     check(spec, archive)?;
-    let mut loader =
-        Loader { finder: Finder::new(archive), backend: Some(&*backend), progress, done: 0, error: None };
+    let mut loader = Loader { finder: Finder::new(archive), backend: Some(&*backend), progress, done: 0, error: None };
     let decoder = loader.decoder(spec, Some(backend.clone()));
     match (decoder, loader.error) {
         (Some(decoder), None) => Ok(decoder),
@@ -135,7 +140,12 @@ impl<'a> Finder<'a> {
         self.used.insert(name.to_owned());
         let scales = if info.format == format::F8_E4M3 { Some(self.scales(name, rows, cols)?) } else { None };
         Weight::new(info.format, rows, cols, info.bytes, scales).map_err(|e| {
-            Fault::tensor(self.archive.file_of(name).unwrap_or(self.archive.path()), name, "whole blocks", e.to_string())
+            Fault::tensor(
+                self.archive.file_of(name).unwrap_or(self.archive.path()),
+                name,
+                "whole blocks",
+                e.to_string(),
+            )
         })
     }
 
@@ -177,7 +187,7 @@ impl Loader<'_> {
                 Some(t)
             }
             Err(source) => {
-                self.error.get_or_insert(Error::Upload { tensor, source });
+                self.error.get_or_insert(Error::Upload { tensor, source: Box::new(source) });
                 None
             }
         }
@@ -224,8 +234,7 @@ impl Loader<'_> {
     fn decoder(&mut self, spec: &ModelSpec, backend: Option<Arc<dyn Backend>>) -> Option<Decoder> {
         let (vocab, dim) = (spec.vocab, spec.dim);
         let embed = self.matrix(TensorId::global(Slot::TokenEmbd), vocab, dim);
-        let layers: Vec<Option<Layer>> =
-            spec.layers.iter().enumerate().map(|(i, l)| self.layer(l, i, dim)).collect();
+        let layers: Vec<Option<Layer>> = spec.layers.iter().enumerate().map(|(i, l)| self.layer(l, i, dim)).collect();
         let norm = self.matrix(TensorId::global(Slot::OutputNorm), 1, dim);
         let output = TensorId::global(Slot::Output);
         let head = if spec.tied {
@@ -367,9 +376,8 @@ impl Loader<'_> {
         let all = match self.finder.naming {
             Naming::Gguf => Experts::Stacked { weight: self.finder.weight(id, experts * rows, cols)?, experts },
             Naming::Hf => {
-                let each: Vec<Option<Weight>> = (0..experts)
-                    .map(|e| self.finder.weight(TensorId { expert: Some(e), ..id }, rows, cols))
-                    .collect();
+                let each: Vec<Option<Weight>> =
+                    (0..experts).map(|e| self.finder.weight(TensorId { expert: Some(e), ..id }, rows, cols)).collect();
                 Experts::Each(each.into_iter().collect::<Option<_>>()?)
             }
         };

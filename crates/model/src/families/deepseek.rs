@@ -35,7 +35,11 @@ pub(super) fn latent(k: &mut Keys<'_>, options: &Options) -> ModelSpec {
             let key = head("attention.key_length_mla", "attention.key_length");
             let value = head("attention.value_length_mla", "attention.value_length");
             if key <= rope_dim {
-                k.fault(("", "attention.key_length_mla"), format!("more than the {rope_dim} rotated elements"), key.to_string());
+                k.fault(
+                    ("", "attention.key_length_mla"),
+                    format!("more than the {rope_dim} rotated elements"),
+                    key.to_string(),
+                );
             }
             (key.saturating_sub(rope_dim).max(1), value)
         }
@@ -105,11 +109,19 @@ fn experts_spec(k: &mut Keys<'_>, experts: usize) -> Ffn {
         groups = k.optional(("n_group", "expert_group_count"), 1..=experts).unwrap_or(1);
         groups_kept = k.optional(("topk_group", "expert_group_used_count"), 1..=groups).unwrap_or(groups);
         if !experts.is_multiple_of(groups) {
-            k.fault(("n_group", "expert_group_count"), format!("a divisor of the {experts} experts"), groups.to_string());
+            k.fault(
+                ("n_group", "expert_group_count"),
+                format!("a divisor of the {experts} experts"),
+                groups.to_string(),
+            );
             groups = 1;
         } else if top_k > groups_kept * (experts / groups) {
             let most = groups_kept * (experts / groups);
-            k.fault(("num_experts_per_tok", "expert_used_count"), format!("at most the {most} experts of the kept groups"), top_k.to_string());
+            k.fault(
+                ("num_experts_per_tok", "expert_used_count"),
+                format!("at most the {most} experts of the kept groups"),
+                top_k.to_string(),
+            );
         }
     }
     let corrected = method == "noaux_tc";

@@ -61,7 +61,10 @@ pub const FAMILIES: &[Family] = &[
 /// Architectures that are known and not supported, with what to say.
 const REFUSED: &[(&str, &str)] = &[
     ("DeepseekV32ForCausalLM", "V3.2's sparse attention is not implemented yet; V3.1 and R1-0528 are"),
-    ("DeepseekV4ForCausalLM", "V4's compressed attention and hyper-connections are not implemented yet; V3.1 and R1-0528 are"),
+    (
+        "DeepseekV4ForCausalLM",
+        "V4's compressed attention and hyper-connections are not implemented yet; V3.1 and R1-0528 are",
+    ),
     ("DeepseekV41ForCausalLM", "V4.1 is not implemented yet; V3.1 and R1-0528 are"),
     ("deepseek32", "V3.2's sparse attention is not implemented yet; V3.1 and R1-0528 are"),
     ("deepseek3_2", "V3.2's sparse attention is not implemented yet; V3.1 and R1-0528 are"),
@@ -137,7 +140,11 @@ impl Common {
         };
         let kv_heads = k.optional(("num_key_value_heads", "attention.head_count_kv"), 1..=heads).unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
-            k.fault(("num_key_value_heads", "attention.head_count_kv"), format!("a divisor of {heads}"), kv_heads.to_string());
+            k.fault(
+                ("num_key_value_heads", "attention.head_count_kv"),
+                format!("a divisor of {heads}"),
+                kv_heads.to_string(),
+            );
         }
         Common {
             vocab,
@@ -157,7 +164,11 @@ impl Common {
         let given = k.optional(("head_dim", "attention.key_length"), WIDTH);
         let value = given.unwrap_or(self.dim / self.heads);
         if value == 0 || (given.is_none() && !self.dim.is_multiple_of(self.heads)) {
-            k.fault(("hidden_size", "embedding_length"), format!("a multiple of the {} heads", self.heads), self.dim.to_string());
+            k.fault(
+                ("hidden_size", "embedding_length"),
+                format!("a multiple of the {} heads", self.heads),
+                self.dim.to_string(),
+            );
             return 1;
         }
         value
@@ -192,7 +203,8 @@ fn read_rope(k: &mut Keys<'_>, dim: usize, layout: RopeLayout, options: &Options
     }
     // Transformers 5 moved the keys into `rope_parameters`.
     let new = matches!(k.source, Source::Hf(c) if c.get("rope_parameters").is_some());
-    let key = |old: &'static str, moved: &'static str, gguf: &'static str| -> Key { (if new { moved } else { old }, gguf) };
+    let key =
+        |old: &'static str, moved: &'static str, gguf: &'static str| -> Key { (if new { moved } else { old }, gguf) };
     let theta = k
         .optional_f64(key("rope_theta", "rope_parameters.rope_theta", "rope.freq_base"), 1.0..=1e12)
         .unwrap_or(10_000.0);
@@ -217,7 +229,11 @@ fn read_rope(k: &mut Keys<'_>, dim: usize, layout: RopeLayout, options: &Options
         },
         "yarn" => read_yarn(k, key, factor_key, original_key, options, mla),
         other => {
-            k.fault(key("rope_scaling.type", "rope_parameters.rope_type", "rope.scaling.type"), "none, linear, llama3 or yarn", other);
+            k.fault(
+                key("rope_scaling.type", "rope_parameters.rope_type", "rope.scaling.type"),
+                "none, linear, llama3 or yarn",
+                other,
+            );
             RopeScaling::None
         }
     };
@@ -242,9 +258,13 @@ fn read_yarn(
         // GGUF cannot hold two different values; shipped models have equal ones, whose ratio is 1.
         1.0
     } else {
-        let given = k.optional_f64(key("rope_scaling.attention_factor", "rope_parameters.attention_factor", ""), 0.0..=100.0);
+        let given =
+            k.optional_f64(key("rope_scaling.attention_factor", "rope_parameters.attention_factor", ""), 0.0..=100.0);
         let extra = k
-            .optional_f64(key("rope_scaling.attn_factor", "rope_parameters.attn_factor", "rope.scaling.attn_factor"), 0.0..=100.0)
+            .optional_f64(
+                key("rope_scaling.attn_factor", "rope_parameters.attn_factor", "rope.scaling.attn_factor"),
+                0.0..=100.0,
+            )
             .or_else(|| k.optional_f64(("", "rope.scaling.yarn_attn_factor"), 0.0..=100.0));
         let honoured = if options.attn_factor == AttnFactor::Honour { extra.unwrap_or(1.0) } else { 1.0 };
         given.unwrap_or(yarn_magnitude(factor, 1.0) * honoured)
@@ -253,10 +273,16 @@ fn read_yarn(
         factor,
         original: k.f64(original_key, 1.0..=1e9),
         beta_fast: k
-            .optional_f64(key("rope_scaling.beta_fast", "rope_parameters.beta_fast", "rope.scaling.yarn_beta_fast"), 1e-6..=1e6)
+            .optional_f64(
+                key("rope_scaling.beta_fast", "rope_parameters.beta_fast", "rope.scaling.yarn_beta_fast"),
+                1e-6..=1e6,
+            )
             .unwrap_or(32.0),
         beta_slow: k
-            .optional_f64(key("rope_scaling.beta_slow", "rope_parameters.beta_slow", "rope.scaling.yarn_beta_slow"), 1e-6..=1e6)
+            .optional_f64(
+                key("rope_scaling.beta_slow", "rope_parameters.beta_slow", "rope.scaling.yarn_beta_slow"),
+                1e-6..=1e6,
+            )
             .unwrap_or(1.0),
         attention,
     }

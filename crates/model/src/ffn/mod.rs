@@ -27,6 +27,7 @@ impl Dense {
 }
 
 /// A feed-forward network with its weights.
+#[allow(clippy::large_enum_variant)] // one per layer, made once and never moved
 pub enum FfnLayer {
     /// One network for all.
     Dense(Dense),

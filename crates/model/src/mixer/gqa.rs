@@ -37,7 +37,9 @@ impl Gqa {
         }
         let q = b.rope(q, step.rope, spec.heads, 0, step.layout)?;
         let k = b.rope(k, step.rope, spec.kv_heads, 0, step.layout)?;
-        let [k_cache, v_cache] = &mut kv[..] else { panic!("invariant: grouped-query attention caches keys and values") };
+        let [k_cache, v_cache] = &mut kv[..] else {
+            panic!("invariant: grouped-query attention caches keys and values")
+        };
         b.kv_write(k_cache, &k, &step.batch.slots)?;
         b.kv_write(v_cache, &v, &step.batch.slots)?;
         let o = b.attend(&q, KvView::Paged { k: k_cache, v: v_cache }, &step.batch.spans(), spec)?;

@@ -9,7 +9,7 @@ use crate::batch::Batch;
 use crate::kv::LayerKv;
 
 pub use gqa::Gqa;
-pub use mla::Mla;
+pub use mla::{LatentWeights, Mla, QueryProj};
 
 /// A mixer with its weights.
 pub enum MixerLayer {
