@@ -38,6 +38,8 @@ pub enum Sidecar {
     TokenizerConfig,
     /// `generation_config.json`
     GenerationConfig,
+    /// `special_tokens_map.json`
+    SpecialTokens,
     /// `chat_template.jinja`
     ChatTemplate,
 }
@@ -49,6 +51,7 @@ impl Sidecar {
             Sidecar::Tokenizer => "tokenizer.json",
             Sidecar::TokenizerConfig => "tokenizer_config.json",
             Sidecar::GenerationConfig => "generation_config.json",
+            Sidecar::SpecialTokens => "special_tokens_map.json",
             Sidecar::ChatTemplate => "chat_template.jinja",
         }
     }
@@ -57,7 +60,7 @@ impl Sidecar {
         match self {
             Sidecar::Tokenizer => 128 << 20,
             Sidecar::TokenizerConfig => 16 << 20,
-            Sidecar::GenerationConfig | Sidecar::ChatTemplate => 1 << 20,
+            Sidecar::GenerationConfig | Sidecar::SpecialTokens | Sidecar::ChatTemplate => 1 << 20,
         }
     }
 }
