@@ -6,23 +6,38 @@
 //! decode-then-dot (`docs/adding-a-format.md`).
 
 mod fp8;
+mod iq4_nl;
+mod iq4_xs;
 mod plain;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
+mod q4_k;
 mod q5_0;
 mod q5_1;
+mod q5_k;
+mod q6_k;
 mod q8_0;
+mod search;
 
 use std::fmt;
 
 use half::f16;
 
 pub use fp8::{E4M3_VALUES, F8_E4M3, UE8M0};
+pub use iq4_nl::IQ4_NL;
+pub use iq4_xs::IQ4_XS;
 pub use plain::{BF16, F16, F32};
+pub use q2_k::Q2_K;
+pub use q3_k::Q3_K;
 pub use q4_0::Q4_0;
 pub use q4_1::Q4_1;
+pub use q4_k::Q4_K;
 pub use q5_0::Q5_0;
 pub use q5_1::Q5_1;
+pub use q5_k::Q5_K;
+pub use q6_k::Q6_K;
 pub use q8_0::Q8_0;
 
 /// All known formats. The one place to add a line.
@@ -37,6 +52,13 @@ static FORMATS: &[&dyn BlockFormat] = &[
     &q5_0::Codec,
     &q5_1::Codec,
     &q8_0::Codec,
+    &q2_k::Codec,
+    &q3_k::Codec,
+    &q4_k::Codec,
+    &q5_k::Codec,
+    &q6_k::Codec,
+    &iq4_nl::Codec,
+    &iq4_xs::Codec,
 ];
 
 /// Names a block format; constants such as [`F32`] can be matched on.
@@ -94,7 +116,9 @@ pub trait BlockFormat: Send + Sync {
     /// Decodes one block; `bytes` and `out` have exactly the block's sizes.
     fn decode_block(&self, bytes: &[u8], out: &mut [f32]);
 
-    /// Encodes one block by rounding to the nearest value; returns whether the format can be written.
+    /// Encodes one block as near as the format can come; returns whether the format can be written.
+    ///
+    /// The numbers must be finite: infinities and NaN give a valid block of unspecified numbers.
     fn encode_block(&self, _x: &[f32], _out: &mut [u8]) -> bool {
         false
     }
@@ -112,9 +136,15 @@ fn read_f16(bytes: &[u8]) -> f32 {
     f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
 }
 
-/// Writes an f16 to the start of `out`.
+/// Writes the nearest finite f16 to the start of `out`; 0 for a NaN.
 fn write_f16(out: &mut [u8], v: f32) {
-    out[..2].copy_from_slice(&f16::from_f32(v).to_le_bytes());
+    out[..2].copy_from_slice(&f16::from_f32(round_f16(v)).to_le_bytes());
+}
+
+/// The nearest finite f16; 0 for a NaN.
+fn round_f16(v: f32) -> f32 {
+    let largest = f16::MAX.to_f32();
+    if v.is_nan() { 0.0 } else { f16::from_f32(v.clamp(-largest, largest)).to_f32() }
 }
 
 /// The number of largest magnitude, with its sign; 0 if there is none.
