@@ -5,3 +5,4 @@
 
 pub mod backend_suite;
 pub mod random;
+pub mod vocab;
