@@ -6,3 +6,4 @@
 pub mod backend_suite;
 pub mod random;
 pub mod vocab;
+pub mod rehearsal;

@@ -1,0 +1,85 @@
+//! Dress rehearsal of published models on sparse files: every tensor is found, none is left over, and one decode
+//! step runs. It shows neither speed nor quality.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fathom_core::null::Null;
+use fathom_core::{DType, LatentForm};
+use fathom_model::{BLOCK, Batch, Logits, Model, NoProbe, Options};
+use fathom_testkit::rehearsal::{self, Published};
+
+/// A directory that goes with the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("fathom-rehearsal-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Scratch(dir)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Writes, opens, checks, and takes a step on a backend without data.
+fn rehearse(name: &str, published: &Published, parameters: &str) {
+    let dir = Scratch::new(name);
+    published.write_hf(&dir.0, 5 << 30).unwrap();
+    let model = Model::open(&dir.0, &Options::default()).unwrap();
+    assert_eq!(format!("{:.2}", model.spec.parameters().total as f64 / 1e9), parameters, "{name}");
+    assert_eq!(model.check().unwrap(), Vec::<String>::new(), "{name}: tensors without a use");
+
+    let decoder = model.load(Arc::new(Null::new()), &mut |_, _| {}).unwrap();
+    let mut kv = decoder.kv_pool(1, DType::F16).unwrap();
+    let mut batch = Batch::new(BLOCK);
+    batch.push(&[1], 0, &[0], LatentForm::Absorbed, Logits::All);
+    let h = decoder.embed(&batch.tokens).unwrap();
+    let h = decoder.trunk(h, &batch, &mut kv, &mut NoProbe).unwrap();
+    assert_eq!(decoder.head(&h).unwrap().cols(), model.spec.vocab);
+    if decoder.mtp.is_some() {
+        decoder.draft(&h, &batch, &mut kv, &mut NoProbe).unwrap();
+    }
+}
+
+#[test]
+fn distils_in_hugging_face_layout() {
+    let expected = ["1.78", "7.62", "14.77", "32.76", "8.03", "70.55", "6.91"];
+    for ((name, dense), parameters) in rehearsal::DENSE.iter().zip(expected) {
+        rehearse(name, &dense.published(), parameters);
+    }
+}
+
+#[test]
+fn r1_in_hugging_face_layout() {
+    let config = serde_json::from_str(include_str!("../../../testdata/configs/deepseek-v3-r1.config.json")).unwrap();
+    let published = rehearsal::r1(config);
+    // The published index says 688,586,727,753 bytes.
+    assert!((published.bytes() as f64 / 688_586_727_753.0 - 1.0).abs() < 1e-3, "{}", published.bytes());
+    rehearse("R1", &published, "671.03");
+}
+
+/// A tensor too few, one too many, one of another shape: all are named at once.
+#[test]
+fn what_is_missing_and_what_is_left_over_is_named() {
+    let mut published = rehearsal::DENSE[0].1.published();
+    published.tensors.retain(|t| t.name != "model.layers.3.mlp.up_proj.weight");
+    for t in &mut published.tensors {
+        match t.name.as_str() {
+            "model.layers.5.self_attn.k_proj.bias" => t.shape = vec![255],
+            "model.norm.weight" => t.name = "model.final_norm.weight".into(),
+            _ => {}
+        }
+    }
+    let dir = Scratch::new("faults");
+    published.write_hf(&dir.0, 5 << 30).unwrap();
+    let error = Model::open(&dir.0, &Options::default()).unwrap().check().unwrap_err().to_string();
+    for name in ["layers.3.mlp.up_proj.weight", "layers.5.self_attn.k_proj.bias", "model.norm.weight", "[256]", "[255]"]
+    {
+        assert!(error.contains(name), "{name} in:\n{error}");
+    }
+}
