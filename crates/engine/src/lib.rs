@@ -1,17 +1,37 @@
 //! The engine: many sequences over one model, a step at a time.
 //!
 //! It speaks tokens and events. It must not know HTTP, JSON dialects, file formats, families or which device computes.
-//! Start at [`runner`] (the line to the model) and [`blocks`] (cache memory), then [`sampler`].
+//!
+//! Start at [`runner`] (the line to the model) and [`worker`] (the loop body); then [`scheduler`] (who computes what),
+//! [`blocks`] and [`prefix`] (in which memory), [`sampler`] (which token comes out), [`speculate`] (guessing ahead), [`engine`]
+//! (the thread around it all).
 
 #![forbid(unsafe_code)]
 
 pub mod blocks;
+pub mod engine;
 mod error;
+pub mod event;
+pub mod meter;
+pub mod prefix;
+pub mod request;
 pub mod runner;
 pub mod sampler;
+pub mod scheduler;
 mod scripted;
+pub mod sequence;
+pub mod speculate;
+pub mod worker;
 
+pub use engine::{Engine, EngineOptions, Shutdown};
 pub use error::{Error, Result};
+pub use event::{Event, Finish, Flow, Sink, Usage};
+pub use meter::{Energy, Meter};
+pub use prefix::Reuse;
+pub use request::{Id, Priority, Reasoning, Request};
 pub use runner::{Runner, RunnerInfo, StepOutput};
 pub use sampler::{Sampler, Sampling};
+pub use scheduler::ScheduleOptions;
 pub use scripted::ScriptedRunner;
+pub use speculate::{DraftPolicy, Speculation};
+pub use worker::{Stats, Worker, WorkerOptions};

@@ -1,0 +1,108 @@
+//! What a caller asks for. Everything is checked before it is queued, so the engine thread never meets a bad request.
+
+use crate::{Error, Result, RunnerInfo, Sampling};
+
+/// Name of a submitted request, unique in its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Id(pub u64);
+
+/// Who goes first. Within a priority, first come, first served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Somebody is waiting for it.
+    #[default]
+    Interactive,
+    /// Yields its place and its cache blocks to interactive work.
+    Batch,
+}
+
+/// How the model marks its reasoning, in tokens, and how much of it is allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reasoning {
+    /// Token that opens reasoning.
+    pub open: u32,
+    /// Token that closes it.
+    pub close: u32,
+    /// Whether the prompt ends inside reasoning already.
+    pub inside: bool,
+    /// Reasoning tokens after which `closing` is forced; none = as many as the model likes.
+    pub budget: Option<usize>,
+    /// Tokens that end the reasoning when the budget is spent: `close`, and what the model writes after it.
+    pub closing: Vec<u32>,
+}
+
+/// One answer to generate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Tokens to continue; at least one.
+    pub prompt: Vec<u32>,
+    /// Tokens to generate at most; none = until the context ends. 0 only computes the prompt.
+    pub max_tokens: Option<usize>,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Seed of the random stream; none = another one every time.
+    pub seed: Option<u64>,
+    /// Tokens that end the answer.
+    pub stop_tokens: Vec<u32>,
+    /// Log-probability of every generated token, and of this many best-ranked ones beside it.
+    pub logprobs: Option<usize>,
+    /// The same for every token of the prompt but the first. Reads nothing from the prefix cache.
+    pub prompt_logprobs: Option<usize>,
+    /// Reasoning marks, if the model has them.
+    pub reasoning: Option<Reasoning>,
+    /// Who goes first.
+    pub priority: Priority,
+    /// Sequences share cached prefixes only if their salts are equal: tenant, adapter.
+    pub salt: Vec<u8>,
+}
+
+impl Request {
+    /// A greedy request that continues `prompt`.
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Request {
+            prompt,
+            max_tokens: None,
+            sampling: Sampling::default(),
+            seed: None,
+            stop_tokens: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            reasoning: None,
+            priority: Priority::default(),
+            salt: Vec::new(),
+        }
+    }
+
+    /// Checks the request against what a runner can do.
+    ///
+    /// # Errors
+    /// Naming the first thing that cannot be done, with both numbers where one is too large.
+    pub fn check(&self, info: &RunnerInfo) -> Result<()> {
+        let (prompt_tokens, vocab) = (self.prompt.len(), info.vocab);
+        if prompt_tokens == 0 {
+            return Err(Error::EmptyPrompt);
+        }
+        let room = usize::from(self.max_tokens != Some(0));
+        if prompt_tokens + room > info.context {
+            return Err(Error::ContextTooLong { prompt_tokens, context_tokens: info.context });
+        }
+        if prompt_tokens + room > info.cache_tokens() {
+            return Err(Error::CacheTooSmall { prompt_tokens, cache_tokens: info.cache_tokens() });
+        }
+        let inside = |place, token: u32| {
+            if (token as usize) < vocab { Ok(()) } else { Err(Error::TokenOutOfRange { place, token, vocab }) }
+        };
+        self.prompt.iter().try_for_each(|&token| inside("prompt", token))?;
+        self.stop_tokens.iter().try_for_each(|&token| inside("stop tokens", token))?;
+        if let Some(reasoning) = &self.reasoning {
+            let marks = [reasoning.open, reasoning.close];
+            reasoning.closing.iter().chain(&marks).try_for_each(|&token| inside("reasoning marks", token))?;
+        }
+        for (name, n) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
+            if let Some(n) = n.filter(|&n| n > vocab) {
+                return Err(Error::Option { name, found: n.to_string(), expected: "at most the vocabulary" });
+            }
+        }
+        self.sampling.check(vocab)
+    }
+}

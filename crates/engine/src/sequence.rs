@@ -1,0 +1,249 @@
+//! One token timeline in the engine: prompt, answer, where its cache lies, how far it is computed.
+//!
+//! A sequence knows its tokens; of these a prefix is computed, that is, stands in the cache. Prefill, decode, drafts to
+//! verify and resumption after preemption are all the same thing: known tokens that are not computed yet.
+
+use std::time::Instant;
+
+use fathom_core::rng::Rng;
+
+use crate::Result;
+use crate::blocks::{BlockTable, Chain};
+use crate::event::{Event, Finish, Flow, Sink, Usage};
+use crate::meter::Account;
+use crate::request::{Id, Priority, Request};
+use crate::sampler::History;
+use crate::speculate::Record;
+
+/// See the module.
+pub struct Sequence {
+    /// Its name.
+    pub id: Id,
+    /// What was asked for. Its prompt has moved to the tokens.
+    pub request: Request,
+    /// Prompt, answer, and behind these the drafts to verify.
+    tokens: Vec<u32>,
+    /// How many of the tokens are the prompt's.
+    prompt: usize,
+    /// How many of the tokens are no drafts.
+    known: usize,
+    /// Tokens that may be known at most.
+    limit: usize,
+    /// Tokens whose cache entries are written.
+    pub computed: usize,
+    /// Its cache blocks.
+    pub table: BlockTable,
+    /// Chained hash of everything before each block, as far as it was needed.
+    pub chains: Vec<Chain>,
+    /// Blocks that the prefix cache knows or was offered.
+    pub offered: usize,
+    /// Random stream.
+    pub rng: Rng,
+    /// What the penalties need.
+    pub history: History,
+    /// Whether the next token stands inside reasoning.
+    inside: bool,
+    /// Tokens that come next whatever the model says, last first.
+    forced: Vec<u32>,
+    /// How well drafts did.
+    pub record: Record,
+    sink: Box<dyn Sink>,
+    /// Whether its sink wants no more for now.
+    pub paused: bool,
+    /// Whether it shall end at the next chance.
+    pub cancelled: bool,
+    /// How it ended, until it is taken out.
+    pub ended: Option<Result<Finish>>,
+    /// Tokens of the prompt whose log-probabilities were reported.
+    pub reported: usize,
+    /// What it took so far.
+    pub usage: Usage,
+    /// Its energy so far.
+    pub energy: Account,
+    submitted: Instant,
+    admitted: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+impl Sequence {
+    /// A checked request, ready to wait. `seed` is used if the request names none; `longest` is
+    /// [`RunnerInfo::longest`](crate::RunnerInfo::longest).
+    pub fn new(id: Id, mut request: Request, sink: Box<dyn Sink>, seed: u64, vocab: usize, longest: usize) -> Self {
+        let mut tokens = std::mem::take(&mut request.prompt);
+        let prompt = tokens.len();
+        let limit = prompt.saturating_add(request.max_tokens.unwrap_or(usize::MAX)).min(longest);
+        // All that it can become, once, so that decoding does not allocate.
+        tokens.reserve_exact(limit.saturating_sub(prompt));
+        let inside = request.reasoning.as_ref().is_some_and(|r| r.inside);
+        let mut sequence = Sequence {
+            id,
+            history: History::new(vocab, &request.sampling, &tokens),
+            rng: Rng::new(request.seed.unwrap_or(seed), 0),
+            chains: vec![Chain::root(&request.salt)],
+            usage: Usage { prompt, ..Usage::default() },
+            request,
+            tokens,
+            prompt,
+            known: prompt,
+            limit,
+            computed: 0,
+            table: BlockTable::default(),
+            offered: 0,
+            inside,
+            forced: Vec::new(),
+            record: Record::default(),
+            sink,
+            paused: false,
+            cancelled: false,
+            ended: None,
+            reported: 1,
+            energy: Account::default(),
+            submitted: Instant::now(),
+            admitted: None,
+            first_token: None,
+        };
+        sequence.spend_budget();
+        sequence
+    }
+
+    /// Prompt and answer.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens[..self.known]
+    }
+
+    /// Prompt, answer and drafts.
+    pub fn tokens_and_drafts(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt(&self) -> usize {
+        self.prompt
+    }
+
+    /// Known tokens that are not computed; at least 1 while it runs.
+    pub fn remaining(&self) -> usize {
+        self.known - self.computed
+    }
+
+    /// Whether only the newest token is left to compute.
+    pub fn decoding(&self) -> bool {
+        self.remaining() == 1 && self.known > self.prompt
+    }
+
+    /// Drafts to verify.
+    pub fn drafts(&self) -> usize {
+        self.tokens.len() - self.known
+    }
+
+    /// Drafts that make sense: each, and the token after the last, must fit under the limit.
+    pub fn room_for_drafts(&self) -> usize {
+        self.limit.saturating_sub(self.known + 1)
+    }
+
+    /// Replaces the drafts, as far as there is room.
+    pub fn set_drafts(&mut self, drafts: &[u32]) {
+        self.tokens.truncate(self.known);
+        let room = self.room_for_drafts();
+        self.tokens.extend(drafts.iter().take(room));
+    }
+
+    /// Who goes first: the lesser.
+    pub fn rank(&self) -> (Priority, Id) {
+        (self.request.priority, self.id)
+    }
+
+    /// Notes that its computation begins, and says so the first time.
+    pub fn admit(&mut self) {
+        if self.admitted.is_none() {
+            let now = Instant::now();
+            self.admitted = Some(now);
+            self.usage.queue_s = (now - self.submitted).as_secs_f64();
+            self.emit(Event::Accepted { prompt: self.prompt, cached: self.computed });
+        }
+    }
+
+    /// Whether its computation has begun (and was preempted if it waits).
+    pub fn begun(&self) -> bool {
+        self.admitted.is_some()
+    }
+
+    /// Whether the whole limit is known: nothing is left to generate.
+    pub fn full(&self) -> bool {
+        self.known >= self.limit
+    }
+
+    /// The token that must come next whatever the model says.
+    pub fn next_forced(&self) -> Option<u32> {
+        self.forced.last().copied()
+    }
+
+    /// Takes the next token: verifies the first draft against it, or drops all drafts. Tells the sink, and ends if this was
+    /// the last.
+    pub fn push(&mut self, token: u32, logprob: Option<f32>, top: &[(u32, f32)]) {
+        if self.tokens.get(self.known) == Some(&token) {
+            self.usage.accepted += 1;
+        } else {
+            self.tokens.truncate(self.known);
+            self.tokens.push(token);
+        }
+        self.known += 1;
+        self.history.push(token);
+        self.usage.completion += 1;
+        self.follow_reasoning(token);
+        let now = Instant::now();
+        let first = *self.first_token.get_or_insert(now);
+        self.usage.decode_s = (now - first).as_secs_f64();
+        self.usage.prefill_s = self.admitted.map_or(0.0, |admitted| (first - admitted).as_secs_f64());
+        let stop = self.request.stop_tokens.contains(&token);
+        self.emit(Event::Token { token, stop, logprob, top });
+        if stop {
+            self.ended = Some(Ok(Finish::Stop));
+        } else if self.full() {
+            self.ended = Some(Ok(Finish::Length));
+        }
+    }
+
+    /// Says how it ended.
+    pub fn close(mut self) {
+        self.usage.energy = self.energy.sum();
+        let usage = self.usage;
+        match self.ended.take().unwrap_or(Ok(Finish::Cancelled)) {
+            Ok(reason) => self.emit(Event::Finished { reason, usage }),
+            Err(error) => self.emit(Event::Failed(error)),
+        }
+    }
+
+    fn follow_reasoning(&mut self, token: u32) {
+        self.forced.pop();
+        let Some(reasoning) = &self.request.reasoning else { return };
+        if token == reasoning.open {
+            self.inside = true;
+        } else if token == reasoning.close {
+            self.inside = false;
+        } else if self.inside {
+            self.usage.reasoning += 1;
+            self.spend_budget();
+        }
+    }
+
+    /// Forces the closing tokens once the reasoning budget is spent.
+    fn spend_budget(&mut self) {
+        if let Some(reasoning) = &self.request.reasoning
+            && self.inside
+            && self.forced.is_empty()
+            && reasoning.budget == Some(self.usage.reasoning)
+        {
+            self.forced.extend(reasoning.closing.iter().rev());
+        }
+    }
+
+    /// Tells the sink and takes its answer to heart.
+    pub fn emit(&mut self, event: Event<'_>) {
+        match self.sink.event(event) {
+            Flow::Continue => {}
+            Flow::Pause => self.paused = true,
+            Flow::Stop => self.cancelled = true,
+        }
+    }
+}
