@@ -12,6 +12,7 @@ pub mod blocks;
 pub mod engine;
 mod error;
 pub mod event;
+pub mod golden;
 pub mod meter;
 pub mod prefix;
 pub mod request;
