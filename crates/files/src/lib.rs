@@ -11,7 +11,7 @@ mod archive;
 mod cursor;
 mod fault;
 pub mod gguf;
-
+mod gguf_write;
 mod map;
 mod metadata;
 pub mod safetensors;
@@ -19,6 +19,7 @@ mod table;
 
 pub use archive::{Archive, Kind, Sidecar};
 pub use fault::{Error, Fault, Faults, Place, Result};
+pub use gguf_write::{Element, GgufData, GgufWriter, IntoValue};
 pub use map::Map;
 pub use metadata::{Array, FromValue, Metadata, Value};
 pub use table::TensorInfo;
