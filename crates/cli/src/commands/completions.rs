@@ -40,7 +40,8 @@ pub(crate) fn man(args: &ManArgs) -> Result<ExitCode> {
     match &args.dir {
         Some(dir) => {
             fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-            clap_mangen::generate_to(Cli::command(), dir).with_context(|| format!("cannot write to {}", dir.display()))?;
+            clap_mangen::generate_to(Cli::command(), dir)
+                .with_context(|| format!("cannot write to {}", dir.display()))?;
         }
         None => {
             let mut page = Vec::new();

@@ -3,6 +3,8 @@
 mod completions;
 mod models;
 mod pull;
+mod show;
+mod tokenize;
 
 use std::process::ExitCode;
 
@@ -40,6 +42,8 @@ Exit status: 0 done, 1 failed, 2 wrong command line, 130 interrupted.
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
+    Show(show::Args),
+    Tokenize(tokenize::Args),
     Pull(pull::Args),
     List(models::ListArgs),
     Rm(models::RmArgs),
@@ -52,6 +56,8 @@ impl Command {
     /// Carries it out.
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self {
+            Command::Show(args) => show::run(&args),
+            Command::Tokenize(args) => tokenize::run(args),
             Command::Pull(args) => pull::run(&args),
             Command::List(args) => models::list(&args),
             Command::Rm(args) => models::rm(&args),

@@ -24,9 +24,11 @@ pub(crate) struct Args {
 }
 
 fn after_help() -> String {
-    let mut text = "Short names (append :Q8_0 for another type, :safetensors for the publisher's own files):\n".to_owned();
+    let mut text =
+        "Short names (append :Q8_0 for another type, :safetensors for the publisher's own files):\n".to_owned();
     for d in DISTILS {
-        text += &format!("  {:<9}{:>6.1} B parameters {:>6.1} GB   {}\n", d.short, d.parameters_b, d.gguf_gb, d.licence);
+        text +=
+            &format!("  {:<9}{:>6.1} B parameters {:>6.1} GB   {}\n", d.short, d.parameters_b, d.gguf_gb, d.licence);
     }
     text + "
 Examples:
@@ -69,7 +71,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         0 => "all here already".to_owned(),
         n => format!("{} fetched", units::bytes(n)),
     };
-    term::note(&format!("{}: {}, {news}. Talk to it: fathom -m {}", pulled.repo, units::bytes(pulled.total_bytes), args.name));
+    term::note(&format!(
+        "{}: {}, {news}. Talk to it: fathom -m {}",
+        pulled.repo,
+        units::bytes(pulled.total_bytes),
+        args.name
+    ));
     Ok(ExitCode::SUCCESS)
 }
 
