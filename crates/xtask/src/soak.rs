@@ -1,10 +1,12 @@
 //! `cargo xtask soak`: fuzz every parser for minutes each, outside CI.
 //!
 //! Targets come from `fuzz/Cargo.toml`. cargo-fuzz wants nightly flags; `RUSTC_BOOTSTRAP=1` gives
-//! them to the stable toolchain. An input that crashes is copied to `testdata/fuzz/TARGET/`, where
-//! it seeds later runs and stays as a regression test of the crate whose parser it broke.
+//! them to the stable toolchain. Golden files of `testdata/` seed the corpus. An input that crashes
+//! is kept in `testdata/fuzz/TARGET/`, where it seeds later runs and stays as a regression test of
+//! the crate whose parser it broke.
 
 use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -23,7 +25,7 @@ pub(crate) struct Options {
 /// Runs the targets one after another; an error names those that crashed.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let manifest = fs::read_to_string(root.join("fuzz/Cargo.toml")).context("fuzz/Cargo.toml")?;
-    let mut targets = targets(&manifest)?;
+    let (mut targets, seeds) = read_manifest(&manifest)?;
     if let Some(only) = &options.target {
         ensure!(targets.contains(only), "no fuzz target {only}; there are: {}", targets.join(", "));
         targets.retain(|t| t == only);
@@ -33,6 +35,9 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let mut crashed = vec![];
     for target in &targets {
         println!("== {target}: {} minutes", options.minutes);
+        if let Some(ending) = seeds.get(target) {
+            seed(&root.join("testdata"), ending, &root.join("fuzz/corpus").join(target))?;
+        }
         let crashes = fuzz(root, target, options.minutes * 60)?;
         if crashes > 0 {
             crashed.push(format!("{target} ({crashes})"));
@@ -43,14 +48,35 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The binaries of the fuzz crate.
-fn targets(manifest: &str) -> Result<Vec<String>> {
-    let document: DocumentMut = manifest.parse().context("fuzz/Cargo.toml")?;
+/// The binaries of the fuzz crate, and how the files end that seed each.
+fn read_manifest(text: &str) -> Result<(Vec<String>, BTreeMap<String, String>)> {
+    let document: DocumentMut = text.parse().context("fuzz/Cargo.toml")?;
     let bins = document.get("bin").and_then(|b| b.as_array_of_tables());
     let names = bins.into_iter().flatten().filter_map(|b| b.get("name")?.as_str());
     let names: Vec<String> = names.map(str::to_owned).collect();
     ensure!(!names.is_empty(), "fuzz/Cargo.toml has no [[bin]]");
-    Ok(names)
+    let table = document.get("package").and_then(|p| p.get("metadata")?.get("seeds")?.as_table_like());
+    let pairs = table.into_iter().flat_map(|t| t.iter());
+    let seeds = pairs.map(|(name, ending)| (name.to_owned(), ending.as_str().unwrap_or_default().to_owned()));
+    let seeds: BTreeMap<String, String> = seeds.collect();
+    let stray = seeds.keys().find(|k| !names.contains(k));
+    ensure!(stray.is_none(), "fuzz/Cargo.toml seeds {stray:?}, which is no [[bin]]");
+    Ok((names, seeds))
+}
+
+/// Copies the files below `dir` whose path ends in `ending` into a corpus.
+fn seed(dir: &Path, ending: &str, corpus: &Path) -> Result<()> {
+    fs::create_dir_all(corpus)?;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.to_string_lossy().replace(['/', '\\'], "_");
+        if path.is_dir() {
+            seed(&path, ending, corpus)?;
+        } else if name.ends_with(ending) {
+            fs::copy(&path, corpus.join(name.trim_start_matches(['.', '_'])))?;
+        }
+    }
+    Ok(())
 }
 
 /// Fuzzes one target and keeps its crashes; returns how many inputs crashed.
@@ -86,9 +112,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_the_bins() {
-        let manifest = "[package]\nname = \"fuzz\"\n[[bin]]\nname = \"gguf\"\n[[bin]]\nname = \"config\"\n";
-        assert_eq!(targets(manifest).unwrap(), ["gguf", "config"]);
-        assert!(targets("[package]\nname = \"fuzz\"\n").is_err());
+    fn the_manifest_names_targets_and_seeds() {
+        let bins = "[[bin]]\nname = \"gguf\"\n[[bin]]\nname = \"config\"\n";
+        let manifest =
+            |seeds: &str| read_manifest(&format!("[package]\nname = \"fuzz\"\n[package.metadata]\n{seeds}\n{bins}"));
+        let (targets, seeds) = manifest("[package.metadata.seeds]\ngguf = \".gguf\"").unwrap();
+        assert_eq!(targets, ["gguf", "config"]);
+        assert_eq!(seeds["gguf"], ".gguf");
+        assert!(manifest("[package.metadata.seeds]\nother = \"x\"").is_err());
+        assert!(read_manifest("[package]\nname = \"fuzz\"\n").is_err());
+    }
+
+    #[test]
+    fn seeds_are_copied_from_every_depth() {
+        let dir = std::env::temp_dir().join(format!("fathom-xtask-{}", std::process::id()));
+        fs::create_dir_all(dir.join("in/a")).unwrap();
+        for (file, text) in [("in/x.gguf", "1"), ("in/a/x.gguf", "2"), ("in/a/y.txt", "3")] {
+            fs::write(dir.join(file), text).unwrap();
+        }
+        seed(&dir.join("in"), ".gguf", &dir.join("out")).unwrap();
+        assert_eq!(fs::read_dir(dir.join("out")).unwrap().count(), 2);
+        fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -63,6 +63,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let cargo = |args: &'static [&'static str]| Box::new(move |_: &mut Tally| cargo(root, args));
     let mut steps: Vec<Step> = vec![
         ("format", cargo(&["fmt", "--all", "--check"])),
+        ("fuzz-fmt", cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])),
         ("laws", Box::new(|_| crate::check::run(root, &Default::default()))),
         ("claims", Box::new(|_| crate::claims::check(root))),
         ("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
@@ -70,6 +71,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
         ("tests", Box::new(|tally| tests(root, tally))),
     ];
     if options.full {
+        steps.push(("fuzz", cargo(&["check", "--manifest-path", "fuzz/Cargo.toml", "--bins"])));
         steps.push(("golden", Box::new(|tally| shared_data_is_used(root, tally))));
     }
 
@@ -97,8 +99,11 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
 }
 
 fn cargo(root: &Path, args: &[&str]) -> Result<()> {
+    // The fuzz crate stands outside the workspace; one target directory compiles what both use once.
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| root.join("target").into());
     let status = Command::new(crate::cargo())
         .args(args)
+        .env("CARGO_TARGET_DIR", target)
         .env("RUSTDOCFLAGS", "-D warnings")
         .current_dir(root)
         .status()
