@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use fathom_core::reference::Reference;
 use fathom_core::{Backend, DType, LatentForm, Precision};
-use fathom_engine::golden::{Golden, Limits, Prompt, Replay, Rows, find, verify};
+use fathom_engine::golden::{Difference, Golden, Limits, Prompt, Recorder, Replay, Rows, find, verify};
 use fathom_model::spec::Mixer;
-use fathom_model::{Decoder, Model, NoProbe};
+use fathom_model::{Decoder, Model, NoProbe, Probe};
 
 fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models")
@@ -79,9 +79,9 @@ fn verify_all(dir: &Path) -> BTreeSet<String> {
 fn a_fresh_clone_has_a_golden_for_everything_and_all_match() {
     let seen = verify_all(&testdata());
     let wanted = [
-        ["Llama", "Qwen2", "Qwen3", "DeepSeek-V2", "DeepSeek-V3", "drafts", "F8_E4M3", ""],
+        ["Llama", "Qwen2", "Qwen3", "DeepSeek-MoE", "DeepSeek-V2", "DeepSeek-V3", "drafts", "F8_E4M3"],
         ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_0", "Q5_1", "IQ4_XS"],
-        ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "", "", ""],
+        ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_1", "", ""],
     ];
     for name in wanted.concat().into_iter().filter(|n| !n.is_empty()) {
         assert!(seen.contains(name), "no golden for {name}, only for {seen:?}");
@@ -199,5 +199,59 @@ fn cached_chunked_and_batched_runs_give_the_same_bits() {
 fn shared_fixtures_keep_the_laws() {
     if let Some(dir) = shared() {
         laws(&dir);
+    }
+}
+
+/// Logits of a prompt in one step.
+fn whole(decoder: &Decoder, p: &Prompt, kv: DType, probe: &mut dyn Probe) -> Vec<f32> {
+    let mut replay = Replay::new(decoder, 1, p.ids.len(), kv).unwrap();
+    let table = replay.table(p.ids.len());
+    replay.step(&[(&table, 0, &p.ids, LatentForm::Plain)], probe).unwrap()
+}
+
+/// Fast precision stays within 3 % of the recording, root mean square. With experts, both sides take the experts that
+/// exact arithmetic chooses: one flipped choice is a different function, not an error of rounding.
+fn fast(dir: &Path) {
+    let reference: Arc<dyn Backend> = Arc::new(Reference::new());
+    let mut faults = Vec::new();
+    for (device, backend) in backends(Precision::Fast) {
+        for g in goldens(dir) {
+            let (exact, decoder) = (load(&g, &reference), load(&g, &backend));
+            let (mut forced, mut free) = (Difference::default(), Difference::default());
+            for p in &g.prompts {
+                let mut chosen = Recorder::default();
+                whole(&exact, p, DType::F32, &mut chosen);
+                let mut probe = Recorder { force: chosen.routes, ..Recorder::default() };
+                let vocab = decoder.spec.vocab;
+                forced.and(Difference::of(&whole(&decoder, p, DType::F16, &mut probe), &p.logits, vocab));
+                free.and(Difference::of(&whole(&decoder, p, DType::F16, &mut NoProbe), &p.logits, vocab));
+            }
+            println!(
+                "{device:16} {:52} rms {:.4} top-1 {:.3} kl {:.1e}; own choice of experts: rms {:.4} top-1 {:.3} kl {:.1e}",
+                g.name,
+                forced.rms_rel(),
+                forced.top1(),
+                forced.kl(),
+                free.rms_rel(),
+                free.top1(),
+                free.kl(),
+            );
+            if forced.rms_rel().is_nan() || forced.rms_rel() > 0.03 {
+                faults.push(format!("{} on {device}: rms rel {:.4}", g.name, forced.rms_rel()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn fast_precision_stays_near() {
+    fast(&testdata());
+}
+
+#[test]
+fn fast_precision_stays_near_on_shared_fixtures() {
+    if let Some(dir) = shared() {
+        fast(&dir);
     }
 }
