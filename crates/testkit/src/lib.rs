@@ -6,5 +6,5 @@
 pub mod alloc;
 pub mod backend_suite;
 pub mod random;
-pub mod vocab;
 pub mod rehearsal;
+pub mod vocab;

@@ -10,6 +10,8 @@ use std::fs::File;
 use std::io::{Result, Write as _};
 use std::path::Path;
 
+use fathom_core::{FormatId, format};
+use fathom_files::GgufWriter;
 use serde_json::{Value, json};
 
 /// A tensor as a file lists it.
@@ -147,6 +149,56 @@ impl Dense {
     }
 }
 
+impl Dense {
+    /// The model as converters publish it: GGUF in Q4_K_M, without vocabulary.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write_gguf(&self, path: &Path) -> fathom_files::Result<()> {
+        use format::{F32, Q4_K, Q6_K};
+        let Dense { dim, heads, kv_heads, hidden, vocab, .. } = *self;
+        let qwen = self.architecture.starts_with("Qwen2");
+        let arch = if qwen { "qwen2" } else { "llama" };
+        let mut g = Gguf::new(arch);
+        for (key, value) in [
+            ("block_count", self.layers),
+            ("context_length", 131_072),
+            ("embedding_length", dim),
+            ("feed_forward_length", hidden),
+            ("attention.head_count", heads),
+            ("attention.head_count_kv", kv_heads),
+            ("vocab_size", vocab),
+            ("rope.dimension_count", 128),
+        ] {
+            g.writer.pair(&format!("{arch}.{key}"), value as u32);
+        }
+        g.writer.pair(&format!("{arch}.rope.freq_base"), self.theta as f32);
+        g.writer.pair(&format!("{arch}.attention.layer_norm_rms_epsilon"), self.eps as f32);
+        let first = if self.theta == 5e5 { ("rope_freqs.weight", 64) } else { ("output_norm.weight", dim) };
+        g.add(first.0, F32, &[first.1]);
+        if first.0 != "output_norm.weight" {
+            g.add("output_norm.weight", F32, &[dim]);
+        }
+        g.add("token_embd.weight", Q4_K, &[vocab, dim]);
+        g.add("output.weight", Q6_K, &[vocab, dim]);
+        for i in 0..self.layers {
+            for (part, out) in [("q", heads * 128), ("k", kv_heads * 128), ("v", kv_heads * 128)] {
+                g.block(i, &format!("attn_{part}.weight"), Q4_K, &[out, dim]);
+                if qwen {
+                    g.block(i, &format!("attn_{part}.bias"), F32, &[out]);
+                }
+            }
+            g.block(i, "attn_output.weight", Q4_K, &[dim, heads * 128]);
+            g.block(i, "ffn_gate.weight", Q4_K, &[hidden, dim]);
+            g.block(i, "ffn_up.weight", Q4_K, &[hidden, dim]);
+            g.block(i, "ffn_down.weight", Q6_K, &[dim, hidden]);
+            g.block(i, "attn_norm.weight", F32, &[dim]);
+            g.block(i, "ffn_norm.weight", F32, &[dim]);
+        }
+        g.write(path, &ones(first.1))
+    }
+}
+
 /// DeepSeek-R1 as published: FP8 with scales, 61 layers, the prediction block as the 62nd. `config` is the
 /// published one.
 pub fn r1(config: Value) -> Published {
@@ -256,4 +308,152 @@ impl Listed {
         };
         self.shape.iter().product::<usize>() as u64 * size
     }
+}
+
+/// How the latent's up-projections lie in a GGUF file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvB {
+    /// One tensor: files of January 2025.
+    Fused,
+    /// Keys transposed and values apart: files since April 2025.
+    Split,
+}
+
+/// A GGUF file being declared, in the types of llama.cpp's Q4_K_M.
+struct Gguf {
+    writer: GgufWriter,
+    tensors: usize,
+}
+
+impl Gguf {
+    fn new(architecture: &str) -> Self {
+        let mut writer = GgufWriter::new();
+        writer.pair("general.architecture", architecture);
+        Gguf { writer, tensors: 0 }
+    }
+
+    fn add(&mut self, name: &str, format: FormatId, shape: &[usize]) {
+        self.writer.tensor(name, format, shape).expect("invariant: published shapes are whole blocks");
+        self.tensors += 1;
+    }
+
+    /// Writes the file: `first` is the data of the first tensor, all others are holes.
+    fn write(self, path: &Path, first: &[u8]) -> fathom_files::Result<()> {
+        let mut data = self.writer.create(path)?;
+        data.write(first)?;
+        for _ in 1..self.tensors {
+            data.hole()?;
+        }
+        data.finish()
+    }
+
+    fn block(&mut self, i: usize, part: &str, format: FormatId, shape: &[usize]) {
+        self.add(&format!("blk.{i}.{part}"), format, shape);
+    }
+}
+
+/// DeepSeek-R1 as GGUF in Q4_K_M, without vocabulary, as converters publish it; the prediction block is left out by them
+/// unless `mtp`.
+///
+/// # Errors
+/// What the file system says.
+pub fn write_r1_gguf(path: &Path, kv_b: KvB, mtp: bool) -> fathom_files::Result<()> {
+    const DIM: usize = 7168;
+    const VOCAB: usize = 129_280;
+    use format::{F32, Q4_K, Q6_K, Q8_0};
+    let mut g = Gguf::new("deepseek2");
+    let blocks = 61 + usize::from(mtp);
+    for (key, value) in [
+        ("block_count", blocks),
+        ("context_length", 163_840),
+        ("embedding_length", DIM),
+        ("feed_forward_length", 18_432),
+        ("attention.head_count", 128),
+        ("attention.head_count_kv", if kv_b == KvB::Fused { 128 } else { 1 }),
+        ("leading_dense_block_count", 3),
+        ("vocab_size", VOCAB),
+        ("attention.q_lora_rank", 1536),
+        ("attention.kv_lora_rank", 512),
+        ("attention.key_length", if kv_b == KvB::Fused { 192 } else { 576 }),
+        ("attention.value_length", if kv_b == KvB::Fused { 128 } else { 512 }),
+        ("rope.dimension_count", 64),
+        ("expert_feed_forward_length", 2048),
+        ("expert_count", 256),
+        ("expert_used_count", 8),
+        ("expert_shared_count", 1),
+        ("expert_gating_func", 2),
+        ("expert_group_count", 8),
+        ("expert_group_used_count", 4),
+        ("rope.scaling.original_context_length", 4096),
+    ] {
+        g.writer.pair(&format!("deepseek2.{key}"), value as u32);
+    }
+    if kv_b == KvB::Split {
+        g.writer
+            .pair("deepseek2.attention.key_length_mla", 192u32)
+            .pair("deepseek2.attention.value_length_mla", 128u32);
+    }
+    if mtp {
+        g.writer.pair("deepseek2.nextn_predict_layers", 1u32);
+    }
+    g.writer.pair("deepseek2.expert_weights_norm", true).pair("deepseek2.rope.scaling.type", "yarn");
+    for (key, value) in [
+        ("attention.layer_norm_rms_epsilon", 1e-6),
+        ("rope.freq_base", 1e4),
+        ("expert_weights_scale", 2.5),
+        ("rope.scaling.factor", 40.0),
+        ("rope.scaling.yarn_log_multiplier", 0.1f32),
+    ] {
+        g.writer.pair(&format!("deepseek2.{key}"), value);
+    }
+    g.add("output_norm.weight", F32, &[DIM]);
+    g.add("token_embd.weight", Q4_K, &[VOCAB, DIM]);
+    g.add("output.weight", Q6_K, &[VOCAB, DIM]);
+    for i in 0..blocks {
+        g.block(i, "attn_norm.weight", F32, &[DIM]);
+        g.block(i, "ffn_norm.weight", F32, &[DIM]);
+        g.block(i, "attn_q_a.weight", Q4_K, &[1536, DIM]);
+        g.block(i, "attn_q_a_norm.weight", F32, &[1536]);
+        g.block(i, "attn_q_b.weight", Q4_K, &[128 * 192, 1536]);
+        g.block(i, "attn_kv_a_mqa.weight", Q8_0, &[576, DIM]);
+        g.block(i, "attn_kv_a_norm.weight", F32, &[512]);
+        if kv_b == KvB::Fused {
+            g.block(i, "attn_kv_b.weight", Q8_0, &[128 * 256, 512]);
+        } else {
+            g.block(i, "attn_k_b.weight", Q8_0, &[128, 512, 128]);
+            g.block(i, "attn_v_b.weight", Q8_0, &[128, 128, 512]);
+        }
+        g.block(i, "attn_output.weight", Q4_K, &[DIM, 128 * 128]);
+        if i < 3 {
+            g.block(i, "ffn_gate.weight", Q4_K, &[18_432, DIM]);
+            g.block(i, "ffn_up.weight", Q4_K, &[18_432, DIM]);
+            g.block(i, "ffn_down.weight", Q6_K, &[DIM, 18_432]);
+        } else {
+            g.block(i, "ffn_gate_inp.weight", F32, &[256, DIM]);
+            g.block(i, "exp_probs_b.bias", F32, &[256]);
+            for (part, format, rows, cols) in
+                [("gate", Q4_K, 2048, DIM), ("up", Q4_K, 2048, DIM), ("down", Q6_K, DIM, 2048)]
+            {
+                g.block(i, &format!("ffn_{part}_exps.weight"), format, &[256, rows, cols]);
+                g.block(i, &format!("ffn_{part}_shexp.weight"), format, &[rows, cols]);
+            }
+        }
+    }
+    if mtp {
+        for (part, format, shape) in [
+            ("eh_proj", Q8_0, &[DIM, 2 * DIM][..]),
+            ("embed_tokens", Q4_K, &[VOCAB, DIM]),
+            ("enorm", F32, &[DIM]),
+            ("hnorm", F32, &[DIM]),
+            ("shared_head_head", Q6_K, &[VOCAB, DIM]),
+            ("shared_head_norm", F32, &[DIM]),
+        ] {
+            g.block(61, &format!("nextn.{part}.weight"), format, shape);
+        }
+    }
+    g.write(path, &ones(DIM))
+}
+
+fn ones(n: usize) -> Vec<u8> {
+    std::iter::repeat_n(1f32.to_le_bytes(), n).flatten().collect()
 }

@@ -1,13 +1,14 @@
 //! Dress rehearsal of published models on sparse files: every tensor is found, none is left over, and one decode
 //! step runs. It shows neither speed nor quality.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fathom_core::null::Null;
 use fathom_core::{DType, LatentForm};
+use fathom_model::spec::Mixer;
 use fathom_model::{BLOCK, Batch, Logits, Model, NoProbe, Options};
-use fathom_testkit::rehearsal::{self, Published};
+use fathom_testkit::rehearsal::{self, KvB, Published};
 
 /// A directory that goes with the test.
 struct Scratch(PathBuf);
@@ -26,11 +27,15 @@ impl Drop for Scratch {
     }
 }
 
-/// Writes, opens, checks, and takes a step on a backend without data.
-fn rehearse(name: &str, published: &Published, parameters: &str) {
+fn rehearse_hf(name: &str, published: &Published, parameters: &str) {
     let dir = Scratch::new(name);
     published.write_hf(&dir.0, 5 << 30).unwrap();
-    let model = Model::open(&dir.0, &Options::default()).unwrap();
+    rehearse(name, &dir.0, parameters);
+}
+
+/// Opens, checks, and takes a step on a backend without data.
+fn rehearse(name: &str, path: &Path, parameters: &str) {
+    let model = Model::open(path, &Options::default()).unwrap();
     assert_eq!(format!("{:.2}", model.spec.parameters().total as f64 / 1e9), parameters, "{name}");
     assert_eq!(model.check().unwrap(), Vec::<String>::new(), "{name}: tensors without a use");
 
@@ -47,10 +52,28 @@ fn rehearse(name: &str, published: &Published, parameters: &str) {
 }
 
 #[test]
-fn distils_in_hugging_face_layout() {
+fn distils_in_both_layouts() {
     let expected = ["1.78", "7.62", "14.77", "32.76", "8.03", "70.55", "6.91"];
+    let dir = Scratch::new("gguf");
     for ((name, dense), parameters) in rehearsal::DENSE.iter().zip(expected) {
-        rehearse(name, &dense.published(), parameters);
+        rehearse_hf(name, &dense.published(), parameters);
+        let file = dir.0.join(format!("{name}.gguf"));
+        dense.write_gguf(&file).unwrap();
+        rehearse(name, &file, parameters);
+    }
+}
+
+#[test]
+fn r1_in_old_and_new_gguf() {
+    let dir = Scratch::new("r1-gguf");
+    for (name, kv_b, mtp) in [("old", KvB::Fused, false), ("new", KvB::Split, false), ("mtp", KvB::Split, true)] {
+        let file = dir.0.join(format!("{name}.gguf"));
+        rehearsal::write_r1_gguf(&file, kv_b, mtp).unwrap();
+        rehearse(name, &file, "671.03");
+        let spec = Model::open(&file, &Options::default()).unwrap().spec;
+        let Mixer::Mla { nope, v_dim, scale, .. } = spec.layers[0].mixer else { panic!("latent attention") };
+        assert_eq!((nope, v_dim, spec.layers.len(), spec.mtp.is_some()), (128, 128, 61, mtp), "{name}");
+        assert!((scale - 0.1352338).abs() < 1e-6, "{name}: {scale}");
     }
 }
 
@@ -60,7 +83,7 @@ fn r1_in_hugging_face_layout() {
     let published = rehearsal::r1(config);
     // The published index says 688,586,727,753 bytes.
     assert!((published.bytes() as f64 / 688_586_727_753.0 - 1.0).abs() < 1e-3, "{}", published.bytes());
-    rehearse("R1", &published, "671.03");
+    rehearse_hf("R1", &published, "671.03");
 }
 
 /// A tensor too few, one too many, one of another shape: all are named at once.
