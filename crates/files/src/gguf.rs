@@ -15,7 +15,7 @@ use crate::cursor::Cursor;
 use crate::fault::{Error, Fault, Faults, Result, quoted};
 use crate::map::Map;
 use crate::metadata::{Entry, Metadata, ValueType};
-use crate::table::{Stored, StoredType, Table, supported};
+use crate::table::{Stored, StoredType, Table};
 
 /// Caps: far above every published model, low enough that a hostile header costs little.
 const MAX_HEADER_BYTES: usize = 256 << 20;
@@ -84,11 +84,25 @@ impl Gguf {
             None => vec![part],
             Some(split) => split.open_parts(path, part, &mut faults)?,
         };
+        Gguf::new(parts, faults)
+    }
+
+    /// Reads a whole GGUF file from memory.
+    ///
+    /// # Errors
+    /// Every fault that it shows.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Gguf> {
+        let mut faults = Faults::default();
+        let part = Part::read(Path::new("(memory)"), Arc::new(bytes), &mut faults)?;
+        Gguf::new(vec![part], faults)
+    }
+
+    fn new(parts: Vec<Part>, mut faults: Faults) -> Result<Gguf> {
         let mut table = Table::default();
         let mut paths = Vec::new();
         let mut metadata = None;
         for part in parts {
-            let file = table.add_file(&part.metadata.file, part.map);
+            let file = table.add_file(&part.metadata.file, part.source);
             for (name, stored) in part.tensors {
                 table.insert(&name, Stored { file, ..stored }, &mut faults);
             }
@@ -103,16 +117,19 @@ impl Gguf {
 /// One file.
 struct Part {
     metadata: Metadata,
-    map: Arc<Map>,
+    source: Arc<dyn ByteSource>,
     tensors: Vec<(String, Stored)>,
 }
 
 impl Part {
-    /// Reads a header. Faults that hide what follows end the reading, others are collected.
     fn open(path: &Path, faults: &mut Faults) -> Result<Part> {
-        let map = Arc::new(Map::open(path)?);
-        let len = map.bytes().len();
-        let mut c = Cursor { file: path, bytes: &map.bytes()[..len.min(MAX_HEADER_BYTES)], at: 0 };
+        Part::read(path, Arc::new(Map::open(path)?), faults)
+    }
+
+    /// Reads a header. Faults that hide what follows end the reading, others are collected.
+    fn read(path: &Path, source: Arc<dyn ByteSource>, faults: &mut Faults) -> Result<Part> {
+        let len = source.bytes().len();
+        let mut c = Cursor { file: path, bytes: &source.bytes()[..len.min(MAX_HEADER_BYTES)], at: 0 };
 
         let magic = c.take(4, "the magic \"GGUF\"")?;
         if magic != b"GGUF" {
@@ -129,7 +146,7 @@ impl Part {
         }
         let tensor_count = c.count("a number of tensors", MAX_TENSORS)?;
         let pair_count = c.count("a number of key-value pairs", MAX_PAIRS)?;
-        let metadata = read_pairs(&mut c, pair_count, Bytes::new(map.clone(), 0..len), faults)?;
+        let metadata = read_pairs(&mut c, pair_count, Bytes::new(source.clone(), 0..len), faults)?;
         let alignment = match metadata.get("general.alignment")? {
             Some(a @ 1..=MAX_ALIGNMENT) if u32::is_power_of_two(a) => a,
             None => DEFAULT_ALIGNMENT,
@@ -152,7 +169,7 @@ impl Part {
                 Err(fault) => faults.push(fault),
             }
         }
-        Ok(Part { metadata, map, tensors })
+        Ok(Part { metadata, source, tensors })
     }
 }
 
@@ -225,7 +242,11 @@ struct Record {
 
 impl Record {
     fn read(c: &mut Cursor) -> Result<Record, Fault> {
+        let at = c.at;
         let name = c.string("a tensor name", MAX_NAME_BYTES)?.to_owned();
+        if name.is_empty() {
+            return Err(Fault::byte(c.file, at, "a tensor name", "an empty one"));
+        }
         let rank = c.u32("a number of dimensions")?;
         if !(1..=MAX_DIMS as u32).contains(&rank) {
             return Err(Fault::tensor(c.file, &name, format!("1 to {MAX_DIMS} dimensions"), rank.to_string()));
@@ -241,7 +262,7 @@ impl Record {
     fn stored(&self, file: &Path, alignment: u64, data: &Range<u64>) -> Result<Stored, Fault> {
         let fault = |expected: String, found: String| Fault::tensor(file, &self.name, expected, found);
         let (ty, block_elems, block_bytes) =
-            stored_type(self.ty).ok_or_else(|| fault(supported(), format!("type {}", self.ty)))?;
+            stored_type(self.ty).ok_or_else(|| fault("a known ggml type".into(), format!("type {}", self.ty)))?;
         if self.dims.contains(&0) {
             return Err(fault("dimensions of at least 1".into(), format!("{:?}", self.dims)));
         }

@@ -69,6 +69,18 @@ impl SafeTensors {
         faults.or(SafeTensors { table })
     }
 
+    /// Reads one file from memory.
+    ///
+    /// # Errors
+    /// Every fault that it shows.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<SafeTensors> {
+        let mut faults = Faults::default();
+        let mut table = Table::default();
+        read_header(Path::new("(memory)"), Arc::new(bytes), &mut table, &mut faults)?;
+        table.check_overlap(&mut faults);
+        faults.or(SafeTensors { table })
+    }
+
     /// Whether a directory holds a set of the names that [`SafeTensors::open_dir`] reads.
     pub(crate) fn is_in(dir: &Path) -> bool {
         dir.join(INDEX).exists() || dir.join(SINGLE).exists()
@@ -128,33 +140,32 @@ impl SafeTensors {
     }
 }
 
-/// Reads one file's header into the table.
 fn read_file(path: &Path, table: &mut Table, faults: &mut Faults) -> Result<()> {
-    let map = Arc::new(Map::open(path)?);
-    let mut c = Cursor { file: path, bytes: map.bytes(), at: 0 };
+    read_header(path, Arc::new(Map::open(path)?), table, faults)
+}
+
+/// Reads one file's header into the table.
+fn read_header(path: &Path, source: Arc<dyn ByteSource>, table: &mut Table, faults: &mut Faults) -> Result<()> {
+    let mut c = Cursor { file: path, bytes: source.bytes(), at: 0 };
     let header_len = c.count("a header length", MAX_HEADER_BYTES)?;
     let header: Pairs<RawEntry> = parse(path, c.take(header_len, "the header")?, 8, "a header of tensors by name")?;
-    let (data, len) = (c.at, map.bytes().len());
-    let file = table.add_file(path, map.clone());
-    let mut end = 0;
+    let (data, len) = (c.at, source.bytes().len());
+    let file = table.add_file(path, source.clone());
+    let faults_before = faults.total();
+    let mut listed = 0;
     for (name, entry) in &header.0 {
         match entry.stored(path, name, file, data, len) {
             Ok(stored) => {
-                end = end.max(stored.range.end);
+                listed += stored.range.len();
                 table.insert(name, stored, faults);
             }
             Err(fault) => faults.push(fault),
         }
     }
     // The format leaves no room for bytes that belong to no tensor.
-    let covered: u64 =
-        header.0.iter().map(|(_, e)| e.data_offsets.1.saturating_sub(e.data_offsets.0)).fold(0, u64::saturating_add);
-    if faults.total() == 0 && covered != (len - data) as u64 {
-        faults.push(Fault::file(
-            path,
-            format!("{covered} bytes of data, as the header lists"),
-            (len - data).to_string(),
-        ));
+    if faults.total() == faults_before && listed < len - data {
+        let expected = format!("{listed} bytes of data, as the header lists");
+        faults.push(Fault::byte(path, data, expected, (len - data).to_string()));
     }
     Ok(())
 }
@@ -162,14 +173,16 @@ fn read_file(path: &Path, table: &mut Table, faults: &mut Faults) -> Result<()> 
 /// Parses JSON that starts at byte `base` of the file.
 fn parse<'a, T: Deserialize<'a>>(path: &Path, json: &'a [u8], base: usize, expected: &str) -> Result<T, Fault> {
     serde_json::from_slice(json).map_err(|e| {
-        let line =
-            json.split_inclusive(|b| *b == b'\n').take(e.line().saturating_sub(1)).map(<[u8]>::len).sum::<usize>();
-        Fault::byte(path, base + line + e.column().saturating_sub(1), expected, e.to_string())
+        let lines = json.split_inclusive(|b| *b == b'\n').take(e.line().saturating_sub(1));
+        let at = base + lines.map(<[u8]>::len).sum::<usize>() + e.column().saturating_sub(1);
+        let text = e.to_string();
+        let found = text.rsplit_once(" at line ").map_or(&*text, |(what, _)| what);
+        Fault::byte(path, at, expected, found)
     })
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with dtype, shape and data_offsets")]
 struct RawEntry {
     dtype: String,
     shape: ArrayVec<u64, MAX_DIMS>,

@@ -9,10 +9,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fathom_core::{Bytes, FormatId};
+use fathom_core::{ByteSource, Bytes, FormatId};
 
 use crate::fault::{Fault, Faults};
-use crate::map::Map;
 
 /// A tensor as it lies in its file.
 #[derive(Clone)]
@@ -42,14 +41,14 @@ pub(crate) struct Stored {
 /// Tensors by name.
 #[derive(Default)]
 pub(crate) struct Table {
-    files: Vec<(PathBuf, Arc<Map>)>,
+    files: Vec<(PathBuf, Arc<dyn ByteSource>)>,
     tensors: BTreeMap<String, Stored>,
 }
 
 impl Table {
     /// Adds a file; returns its number.
-    pub(crate) fn add_file(&mut self, path: &Path, map: Arc<Map>) -> usize {
-        self.files.push((path.to_owned(), map));
+    pub(crate) fn add_file(&mut self, path: &Path, source: Arc<dyn ByteSource>) -> usize {
+        self.files.push((path.to_owned(), source));
         self.files.len() - 1
     }
 
@@ -94,15 +93,12 @@ impl Table {
     /// A view of the tensor `name`; an error if its type is not one to compute with.
     pub(crate) fn get(&self, name: &str) -> Result<Option<TensorInfo>, Fault> {
         let Some(t) = self.tensors.get(name) else { return Ok(None) };
-        let (path, map) = &self.files[t.file];
-        let format = t.ty.map_err(|ty| Fault::tensor(path, name, supported(), ty))?;
-        let bytes = Bytes::new(map.clone(), t.range.clone());
+        let (path, source) = &self.files[t.file];
+        let format = t.ty.map_err(|ty| {
+            let known: Vec<_> = FormatId::all().map(FormatId::name).collect();
+            Fault::tensor(path, name, format!("one of the types {}", known.join(", ")), ty)
+        })?;
+        let bytes = Bytes::new(source.clone(), t.range.clone());
         Ok(Some(TensorInfo { name: name.to_owned(), shape: t.shape.clone(), format, bytes }))
     }
-}
-
-/// All formats, for an error message.
-pub(crate) fn supported() -> String {
-    let names: Vec<_> = FormatId::all().map(FormatId::name).collect();
-    format!("one of the types {}", names.join(", "))
 }
