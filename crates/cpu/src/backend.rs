@@ -1,0 +1,538 @@
+//! The backend: opens tensors, cuts work into tasks, lets kernels do it.
+//!
+//! How work is cut depends on shapes alone. Work too small to be worth waking a thread (see [`Cpu::grain`]) is one task.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fathom_core::backend::Outputs;
+use fathom_core::host::{HostArena, HostData, HostStorage};
+use fathom_core::{
+    AttendSpec, Backend, DType, Error, Experts, HeadProj, KvCache, KvView, LatentSpec, Precision, Proj, Resident,
+    ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Span, Spans, Tensor, Weight, check,
+};
+
+use crate::kernels::attend::{self, AttendBand, Num, Places};
+use crate::kernels::latent::{self, LatentBand, Slab};
+use crate::kernels::route::{route_row, route_scratch};
+use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
+use crate::matrix::{Held, Matrix};
+use crate::pool::Grid;
+use crate::product::{Order, Part};
+use crate::scratch::Scratch;
+use crate::simd::Isa;
+use crate::{DEVICE, Level, Pool};
+
+/// How a [`Cpu`] works.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuOptions {
+    /// Threads, the caller's included; `None`: one per physical core that the process may use.
+    pub threads: Option<usize>,
+    /// Level of instructions; `None`: the best present.
+    pub isa: Option<Level>,
+    /// Precision.
+    pub precision: Precision,
+    /// Whether `upload` may rearrange weights for speed and let their source pages go.
+    pub repack: bool,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        CpuOptions { threads: None, isa: None, precision: Precision::Fast, repack: true }
+    }
+}
+
+/// The CPU backend.
+pub struct Cpu {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) level: Level,
+    pub(crate) isa: Isa,
+    pub(crate) precision: Precision,
+    pub(crate) repack: bool,
+    pub(crate) arena: Arc<HostArena>,
+    pub(crate) scratch: Scratch,
+    pub(crate) order: Mutex<Order>,
+    bands: Mutex<Bands>,
+}
+
+/// How the rows of a batch are cut for attention: kept, so that a step allocates nothing.
+#[derive(Default)]
+struct Bands {
+    /// Where each band begins, and the end.
+    starts: Vec<usize>,
+    /// The span that each band belongs to.
+    span: Vec<usize>,
+}
+
+impl Bands {
+    fn cut(&mut self, spans: &[Span], rows: usize) {
+        self.starts.clear();
+        self.span.clear();
+        self.starts.push(0);
+        for (i, s) in spans.iter().enumerate() {
+            for first in (0..s.rows).step_by(rows) {
+                self.starts.push(s.row + s.rows.min(first + rows));
+                self.span.push(i);
+            }
+        }
+    }
+}
+
+/// Elements of a tensor as they lie in memory.
+enum Elements<'a> {
+    F32(&'a [f32]),
+    F16(&'a [half::f16]),
+}
+
+pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cpu {
+    /// A backend with a pool of its own.
+    ///
+    /// # Errors
+    /// If a wanted level of instructions is not present, or the system refuses threads.
+    pub fn new(options: CpuOptions) -> Result<Arc<Cpu>> {
+        let threads = options.threads.unwrap_or_else(crate::isa::physical_cores).max(1);
+        let pool = Pool::new(threads).map_err(|e| Error::Device {
+            device: DEVICE,
+            op: "new",
+            why: format!("threads: {e}"),
+        })?;
+        Cpu::with_pool(pool, options)
+    }
+
+    /// A backend that shares a pool; `options.threads` is ignored, the pool has its own number.
+    ///
+    /// # Errors
+    /// If a wanted level of instructions is not present.
+    pub fn with_pool(pool: Arc<Pool>, options: CpuOptions) -> Result<Arc<Cpu>> {
+        let (level, isa) = Level::choose(options.isa)?;
+        Ok(Arc::new(Cpu {
+            level,
+            isa,
+            precision: options.precision,
+            repack: options.repack,
+            arena: HostArena::new(DEVICE),
+            scratch: Scratch::new(pool.threads()),
+            order: Mutex::default(),
+            bands: Mutex::default(),
+            pool,
+        }))
+    }
+
+    /// The level of instructions in use.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The thread pool.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Rows per task when each costs about `cost` element operations: all of them if together they take less than waking a
+    /// thread does (some microseconds).
+    fn grain(rows: usize, cost: usize) -> usize {
+        const TASK: usize = 1 << 14;
+        if rows * cost < 4 * TASK { rows.max(1) } else { (TASK / cost.max(1)).max(1) }
+    }
+
+    pub(crate) fn held<'a>(&self, op: &'static str, w: &'a Resident) -> Result<&'a Held> {
+        w.data(op, DEVICE)
+    }
+
+    pub(crate) fn vector<'a>(&self, op: &'static str, w: &'a Resident) -> Result<&'a [f32]> {
+        let held = self.held(op, w)?;
+        Ok(held.vector.as_deref().expect("invariant: a weight of one row or column is kept as a vector"))
+    }
+
+    fn elements<'a>(&self, op: &'static str, t: &'a Tensor) -> Result<Elements<'a>> {
+        let storage = t.buf.get::<HostStorage>().filter(|_| t.buf.device() == DEVICE);
+        match storage.ok_or(Error::Foreign { op, expected: DEVICE, found: t.buf.device() })?.data() {
+            HostData::F32(v) => Ok(Elements::F32(&v[..t.shape.numel()])),
+            HostData::F16(v) => Ok(Elements::F16(&v[..t.shape.numel()])),
+            HostData::U32(_) => Err(Error::Type { op, expected: "f32 or f16", found: t.dtype.name() }),
+        }
+    }
+
+    fn cache_mut<'a>(&self, op: &'static str, cache: &'a mut KvCache) -> Result<&'a mut HostData> {
+        let found = cache.data.buf.device();
+        if found != DEVICE {
+            return Err(Error::Foreign { op, expected: DEVICE, found });
+        }
+        let storage = cache.data.buf.get_mut::<HostStorage>();
+        Ok(storage.expect("invariant: a cache has one owner").data_mut())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn attend_over<E: Num>(
+        &self,
+        q: &[f32],
+        k: &[E],
+        v: &[E],
+        paged: bool,
+        spans: &Spans<'_>,
+        spec: &AttendSpec,
+        out: &mut [f32],
+    ) {
+        let group = spec.heads / spec.kv_heads;
+        let rows = 64usize.div_ceil(group);
+        let mut bands = lock(&self.bands);
+        bands.cut(spans.spans, rows);
+        self.scratch.reserve(attend::band_scratch(rows * group, spec.head_dim, spec.v_dim));
+        let tokens = out.len() / (spec.heads * spec.v_dim);
+        let mut grid = Grid::new(tokens, group * spec.v_dim).out(out, spec.heads * spec.v_dim).bands(&bands.starts);
+        self.pool.rects(&mut grid, |task, rect| {
+            let span = &spans.spans[bands.span[rect.band]];
+            let places = match paged {
+                true => Places::Paged { table: &spans.tables[span.table..], block: spans.block },
+                false => Places::Run { first: span.row },
+            };
+            let seen = match spec.mask {
+                fathom_core::Mask::Causal => span.start + (rect.rows.start - span.row) + 1,
+                fathom_core::Mask::Full => span.start + span.rows,
+            };
+            let scratch = &mut self.scratch.lock(task.worker)[..];
+            self.isa.run(AttendBand { q, k, v, places, spec, seen, rect, scratch });
+        });
+    }
+
+    fn latent_over<E: Num>(
+        &self,
+        q: &[f32],
+        cache: &[E],
+        k: Slab<'_>,
+        v: Slab<'_>,
+        spans: &Spans<'_>,
+        spec: &LatentSpec,
+        out: &mut [f32],
+    ) {
+        const ROWS: usize = 64;
+        let mut bands = lock(&self.bands);
+        bands.cut(spans.spans, ROWS);
+        self.scratch.reserve(latent::band_scratch(ROWS, spec));
+        let width = spec.heads * spec.v_dim;
+        let mut grid = Grid::new(out.len() / width, spec.v_dim).out(out, width).bands(&bands.starts);
+        self.pool.rects(&mut grid, |task, rect| {
+            let span = &spans.spans[bands.span[rect.band]];
+            let places = Places::Paged { table: &spans.tables[span.table..], block: spans.block };
+            let seen = span.start + (rect.rows.start - span.row) + 1;
+            let scratch = &mut self.scratch.lock(task.worker)[..];
+            self.isa.run(LatentBand { q, cache, places, k, v, spec, form: span.form, seen, rect, scratch });
+        });
+    }
+
+    fn slab<'a>(&self, op: &'static str, p: HeadProj<'a>) -> Result<Slab<'a>> {
+        let matrix = &self.held(op, p.weight)?.each[0];
+        Ok(Slab { matrix, first_row: p.first_row, head_stride: p.head_stride, transposed: p.transposed })
+    }
+}
+
+impl Backend for Cpu {
+    fn device(&self) -> &'static str {
+        DEVICE
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn upload(&self, weight: &Weight) -> Result<Resident> {
+        let held = Held::one(weight);
+        Ok(Resident::new(DEVICE, weight.rows, weight.cols, weight.format, Arc::new(held)))
+    }
+
+    fn upload_experts(&self, experts: &Experts) -> Result<ResidentExperts> {
+        let (rows, cols) = check::upload_experts(experts)?;
+        let each = (0..experts.len()).map(|e| Matrix::new(&experts.get(e))).collect();
+        let held = Held { each, vector: None };
+        let each = Resident::new(DEVICE, rows, cols, experts.get(0).format, Arc::new(held));
+        Ok(ResidentExperts { experts: experts.len(), each })
+    }
+
+    fn tensor(&self, shape: Shape, data: &[f32]) -> Result<Tensor> {
+        self.arena.from_f32(shape, data)
+    }
+
+    fn read(&self, x: &Tensor, out: &mut [f32]) -> Result<()> {
+        check::read(x, out.len())?;
+        out.copy_from_slice(self.arena.f32s("read", x)?);
+        Ok(())
+    }
+
+    fn read_u32(&self, x: &Tensor, out: &mut [u32]) -> Result<()> {
+        check::read(x, out.len())?;
+        out.copy_from_slice(self.arena.u32s("read_u32", x)?);
+        Ok(())
+    }
+
+    fn embed(&self, table: &Resident, ids: &[u32]) -> Result<Tensor> {
+        let shape = check::embed(table, ids)?;
+        let matrix = &self.held("embed", table)?.each[0];
+        let mut out = self.arena.alloc(shape, DType::F32);
+        let n = Self::grain(ids.len(), 4 * table.cols);
+        self.pool.chunks_mut(self.arena.f32s_mut("embed", &mut out)?, n * table.cols, |first, rows| {
+            for (row, &id) in rows.chunks_exact_mut(table.cols).zip(&ids[first / table.cols..]) {
+                matrix.decode_row(id as usize, row);
+            }
+        });
+        Ok(out)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Resident, eps: f32) -> Result<Tensor> {
+        check::rms_norm(x, weight)?;
+        let w = self.vector("rms_norm", weight)?;
+        let xs = self.arena.f32s("rms_norm", x)?;
+        let mut out = self.arena.alloc(x.shape, DType::F32);
+        let n = Self::grain(x.rows(), w.len()) * w.len();
+        self.pool.chunks_mut(self.arena.f32s_mut("rms_norm", &mut out)?, n, |first, out| {
+            self.isa.run(RmsNorm { x: &xs[first..first + out.len()], weight: w, eps, out });
+        });
+        Ok(out)
+    }
+
+    fn linear(&self, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs> {
+        check::linear(x, projs)?;
+        let op = "linear";
+        let xs = self.arena.f32s(op, x)?;
+        let mut outs = Outputs::new();
+        let mut parts = arrayvec::ArrayVec::<Part<'_>, 4>::new();
+        for p in projs {
+            outs.push(self.arena.alloc(Shape::matrix(x.rows(), p.weight.rows), DType::F32));
+            let bias = p.bias.map(|b| self.vector(op, b)).transpose()?;
+            parts.push(Part { each: &self.held(op, p.weight)?.each, rows: p.weight.rows, bias });
+        }
+        self.products(op, xs, x.cols(), &[0, x.rows()], &[0], &parts, &mut outs)?;
+        Ok(outs)
+    }
+
+    fn linear_experts(&self, x: &Tensor, routing: &Routing, projs: &[&ResidentExperts]) -> Result<Outputs> {
+        let op = "linear_experts";
+        let sharing = check::linear_experts(x, routing, projs)?;
+        let experts = self.arena.u32s(op, &routing.experts)?;
+        check::below(op, "routing.experts", experts, projs[0].experts)?;
+        let mut order = lock(&self.order);
+        order.sort(experts, projs[0].experts);
+        let gathered = self.gather(op, x, &order, sharing)?;
+        let xs = self.arena.f32s(op, &gathered)?;
+        let mut sorted = Outputs::new();
+        let mut parts = arrayvec::ArrayVec::<Part<'_>, 4>::new();
+        for p in projs {
+            sorted.push(self.arena.alloc(Shape::matrix(experts.len(), p.each.rows), DType::F32));
+            parts.push(Part { each: &self.held(op, &p.each)?.each, rows: p.each.rows, bias: None });
+        }
+        self.products(op, xs, x.cols(), &order.bands, &order.experts, &parts, &mut sorted)?;
+        sorted.iter().map(|y| self.scatter(op, y, &order)).collect()
+    }
+
+    fn rope_table(&self, positions: &[u32], freqs: &RopeFreqs) -> Result<Tensor> {
+        let dim = freqs.dim();
+        let mut table = self.arena.alloc(Shape::matrix(positions.len(), dim), DType::F32);
+        if dim > 0 {
+            let n = Self::grain(positions.len(), 20 * dim);
+            self.pool.chunks_mut(self.arena.f32s_mut("rope_table", &mut table)?, n * dim, |first, rows| {
+                for (row, &p) in rows.chunks_exact_mut(dim).zip(&positions[first / dim..]) {
+                    freqs.fill(p, row);
+                }
+            });
+        }
+        Ok(table)
+    }
+
+    fn rope(&self, x: Tensor, table: &Tensor, heads: usize, first: usize, layout: RopeLayout) -> Result<Tensor> {
+        let head_dim = check::rope(&x, table, heads, first)?;
+        let mut x = self.arena.owned_f32("rope", x)?;
+        let (row, dim, n) = (x.cols(), table.cols(), Self::grain(x.rows(), 4 * heads * table.cols()));
+        let table = self.arena.f32s("rope", table)?;
+        self.pool.chunks_mut(self.arena.f32s_mut("rope", &mut x)?, n * row, |at, x| {
+            let rows = at / row..at / row + x.len() / row;
+            let table = &table[rows.start * dim..rows.end * dim];
+            self.isa.run(Rope { x, table, row, dim, head_dim, first, layout });
+        });
+        Ok(x)
+    }
+
+    fn kv_alloc(&self, slots: usize, width: usize, dtype: DType) -> Result<KvCache> {
+        if dtype == DType::U32 {
+            return Err(Error::Type { op: "kv_alloc", expected: "f32 or f16", found: dtype.name() });
+        }
+        Ok(KvCache { data: self.arena.alloc(Shape::matrix(slots, width), dtype) })
+    }
+
+    fn kv_write(&self, cache: &mut KvCache, x: &Tensor, slots: &[u32]) -> Result<()> {
+        check::kv_write(cache, x, slots)?;
+        let width = cache.width();
+        let xs = self.arena.f32s("kv_write", x)?;
+        let data = self.cache_mut("kv_write", cache)?;
+        for (row, &slot) in xs.chunks_exact(width).zip(slots) {
+            let at = slot as usize * width..(slot as usize + 1) * width;
+            match data {
+                HostData::F32(v) => v[at].copy_from_slice(row),
+                HostData::F16(v) => self.isa.run(crate::kernels::rows::ToF16 { x: row, out: &mut v[at] }),
+                HostData::U32(_) => unreachable!("invariant: kv_alloc makes no such cache"),
+            }
+        }
+        Ok(())
+    }
+
+    fn kv_copy(&self, cache: &mut KvCache, from: usize, to: usize, count: usize) -> Result<()> {
+        check::kv_copy(cache, from, to, count)?;
+        let width = cache.width();
+        let source = from * width..(from + count) * width;
+        match self.cache_mut("kv_copy", cache)? {
+            HostData::F32(v) => v.copy_within(source, to * width),
+            HostData::F16(v) => v.copy_within(source, to * width),
+            HostData::U32(_) => unreachable!("invariant: kv_alloc makes no such cache"),
+        }
+        Ok(())
+    }
+
+    fn attend(&self, q: &Tensor, kv: KvView<'_>, spans: &Spans<'_>, spec: &AttendSpec) -> Result<Tensor> {
+        let op = "attend";
+        let shape = check::attend(q, kv, spans, spec)?;
+        let (k, v, paged) = match kv {
+            KvView::Fresh { k, v } => (k, v, false),
+            KvView::Paged { k, v } => (&k.data, &v.data, true),
+        };
+        let mut out = self.arena.alloc(shape, DType::F32);
+        let (qs, o) = (self.arena.f32s(op, q)?, self.arena.f32s_mut(op, &mut out)?);
+        match (self.elements(op, k)?, self.elements(op, v)?) {
+            (Elements::F32(k), Elements::F32(v)) => self.attend_over(qs, k, v, paged, spans, spec, o),
+            (Elements::F16(k), Elements::F16(v)) => self.attend_over(qs, k, v, paged, spans, spec, o),
+            _ => return Err(Error::Type { op, expected: k.dtype.name(), found: v.dtype.name() }),
+        }
+        Ok(out)
+    }
+
+    fn attend_latent(
+        &self,
+        q: &Tensor,
+        cache: &KvCache,
+        k: HeadProj<'_>,
+        v: HeadProj<'_>,
+        spans: &Spans<'_>,
+        spec: &LatentSpec,
+    ) -> Result<Tensor> {
+        let op = "attend_latent";
+        let shape = check::attend_latent(q, cache, k, v, spans, spec)?;
+        let mut out = self.arena.alloc(shape, DType::F32);
+        let (k, v) = (self.slab(op, k)?, self.slab(op, v)?);
+        let (qs, o) = (self.arena.f32s(op, q)?, self.arena.f32s_mut(op, &mut out)?);
+        match self.elements(op, &cache.data)? {
+            Elements::F32(c) => self.latent_over(qs, c, k, v, spans, spec, o),
+            Elements::F16(c) => self.latent_over(qs, c, k, v, spans, spec, o),
+        }
+        Ok(out)
+    }
+
+    fn swiglu(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        check::same("swiglu", "up", &gate, up)?;
+        let mut gate = self.arena.owned_f32("swiglu", gate)?;
+        let up = self.arena.f32s("swiglu", up)?;
+        let n = Self::grain(up.len(), 4);
+        self.pool.chunks_mut(self.arena.f32s_mut("swiglu", &mut gate)?, n, |first, gate| {
+            let up = &up[first..first + gate.len()];
+            self.isa.run(SwiGlu { gate, up });
+        });
+        Ok(gate)
+    }
+
+    fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
+        check::same("add", "y", &x, y)?;
+        let mut x = self.arena.owned_f32("add", x)?;
+        let y = self.arena.f32s("add", y)?;
+        let n = Self::grain(y.len(), 1);
+        self.pool.chunks_mut(self.arena.f32s_mut("add", &mut x)?, n, |first, x| {
+            let y = &y[first..first + x.len()];
+            self.isa.run(AddScaled { x, y, factor: 1.0 });
+        });
+        Ok(x)
+    }
+
+    fn route(
+        &self,
+        logits: &Tensor,
+        bias: Option<&Resident>,
+        spec: &RouteSpec,
+        forced: Option<&[u32]>,
+    ) -> Result<Routing> {
+        let op = "route";
+        let shape = check::route(logits, bias, spec, forced)?;
+        let rows = self.arena.f32s(op, logits)?;
+        let bias = bias.map(|b| self.vector(op, b)).transpose()?;
+        let mut experts = self.arena.alloc(shape, DType::U32);
+        let mut weights = self.arena.alloc(shape, DType::F32);
+        self.scratch.reserve(route_scratch(spec));
+        let scratch = &mut self.scratch.lock(0)[..];
+        let e = self.arena.u32s_mut(op, &mut experts)?.chunks_exact_mut(spec.top_k);
+        let w = self.arena.f32s_mut(op, &mut weights)?.chunks_exact_mut(spec.top_k);
+        for (t, ((row, e), w)) in rows.chunks_exact(spec.experts).zip(e).zip(w).enumerate() {
+            let forced = forced.map(|f| &f[t * spec.top_k..(t + 1) * spec.top_k]);
+            route_row(row, bias, spec, forced, scratch, e, w);
+        }
+        Ok(Routing { experts, weights })
+    }
+
+    fn combine_experts(&self, y: &Tensor, routing: &Routing, plus: Option<Tensor>) -> Result<Tensor> {
+        let op = "combine_experts";
+        let shape = check::combine_experts(y, routing, plus.as_ref())?;
+        let top_k = routing.experts.cols();
+        let mut out = match plus {
+            Some(p) => self.arena.owned_f32(op, p)?.reshape(shape)?,
+            None => {
+                let mut out = self.arena.alloc(shape, DType::F32);
+                self.arena.f32s_mut(op, &mut out)?.fill(0.0);
+                out
+            }
+        };
+        let (ys, weights, dim) = (self.arena.f32s(op, y)?, self.arena.f32s(op, &routing.weights)?, shape.cols());
+        let n = Self::grain(shape.rows(), top_k * dim);
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut out)?, n * dim, |first, rows| {
+            for (i, x) in rows.chunks_exact_mut(dim).enumerate() {
+                let t = first / dim + i;
+                for slot in t * top_k..(t + 1) * top_k {
+                    let y = &ys[slot * dim..(slot + 1) * dim];
+                    self.isa.run(AddScaled { x, y, factor: weights[slot] });
+                }
+            }
+        });
+        Ok(out)
+    }
+
+    fn slice_cols(&self, x: &Tensor, from: usize, to: usize) -> Result<Tensor> {
+        let shape = check::slice_cols(x, from, to)?;
+        let xs = self.arena.f32s("slice_cols", x)?;
+        let mut out = self.arena.alloc(shape, DType::F32);
+        let o = self.arena.f32s_mut("slice_cols", &mut out)?;
+        for (o, x) in o.chunks_exact_mut(to - from).zip(xs.chunks_exact(x.cols())) {
+            o.copy_from_slice(&x[from..to]);
+        }
+        Ok(out)
+    }
+
+    fn concat_cols(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let shape = check::concat_cols(a, b)?;
+        let (xs, ys) = (self.arena.f32s("concat_cols", a)?, self.arena.f32s("concat_cols", b)?);
+        let mut out = self.arena.alloc(shape, DType::F32);
+        let o = self.arena.f32s_mut("concat_cols", &mut out)?;
+        for ((o, x), y) in
+            o.chunks_exact_mut(shape.cols()).zip(xs.chunks_exact(a.cols())).zip(ys.chunks_exact(b.cols()))
+        {
+            o[..a.cols()].copy_from_slice(x);
+            o[a.cols()..].copy_from_slice(y);
+        }
+        Ok(out)
+    }
+
+    fn select_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        let shape = check::select_rows(x, rows)?;
+        let (xs, n) = (self.arena.f32s("select_rows", x)?, x.cols());
+        let mut out = self.arena.alloc(shape, DType::F32);
+        let o = self.arena.f32s_mut("select_rows", &mut out)?;
+        for (o, &r) in o.chunks_exact_mut(n).zip(rows) {
+            o.copy_from_slice(&xs[r as usize * n..(r as usize + 1) * n]);
+        }
+        Ok(out)
+    }
+}

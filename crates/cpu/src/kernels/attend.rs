@@ -1,0 +1,383 @@
+//! Softmax attention of several queries over one key and value head, block by block (Milakov & Gimelshein 2018; Dao et al.
+//! 2022).
+//!
+//! Positions are cut at multiples of [`SPLIT`], whatever the batch looks like. For each block a query gets its largest score m, the sum l of
+//! `e^(score − m)` and the sum a of values with these weights; blocks are merged in order. The same arithmetic whether a block is
+//! reached in a loop (prefill) or by a task of its own (decode), so both give the same bits.
+
+use half::f16;
+
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Positions per block.
+pub(crate) const SPLIT: usize = 256;
+
+/// Element of a cache.
+pub(crate) trait Num: Copy + Send + Sync {
+    /// Sixteen of them, widened.
+    fn load<S: Simd>(s: S, x: &[Self; 16]) -> S::F;
+    /// One, widened.
+    fn widen(self) -> f32;
+}
+
+impl Num for f32 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, x: &[f32; 16]) -> S::F {
+        s.load(x)
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Num for f16 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, x: &[f16; 16]) -> S::F {
+        s.load_f16(x)
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// At most 16 numbers from `x[at]` on, zeros behind them.
+#[inline(always)]
+fn load_at<S: Simd, E: Num>(s: S, x: &[E], at: usize, n: usize) -> S::F {
+    if n >= LANES {
+        return E::load(s, x[at..at + LANES].as_array().expect("invariant: a slice of sixteen"));
+    }
+    let mut full = [0.0; LANES];
+    for (o, v) in full.iter_mut().zip(&x[at..at + n]) {
+        *o = v.widen();
+    }
+    s.load(&full)
+}
+
+/// Rows of a cache: row j of a block begins at `at[j]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a, E> {
+    pub(crate) data: &'a [E],
+    pub(crate) at: &'a [usize],
+}
+
+/// Queries on their way through the blocks.
+pub(crate) struct Flash<'a> {
+    /// `[queries, dim]`, already times the softmax scale.
+    pub(crate) q: &'a [f32],
+    /// Width of a query or key.
+    pub(crate) dim: usize,
+    /// Width of a value.
+    pub(crate) v_dim: usize,
+    /// Largest score so far, per query; starts at −∞.
+    pub(crate) max: &'a mut [f32],
+    /// Sum of weights so far, per query; starts at 0.
+    pub(crate) sum: &'a mut [f32],
+    /// Weighted sum of values so far, `[queries, v_dim]`; starts at 0.
+    pub(crate) acc: &'a mut [f32],
+    /// [`Flash::work`] numbers.
+    pub(crate) work: &'a mut [f32],
+}
+
+/// Queries of a register tile.
+const TILE: usize = 4;
+
+impl Flash<'_> {
+    /// Numbers of scratch memory in `work`.
+    pub(crate) fn work(v_dim: usize) -> usize {
+        TILE * (SPLIT + v_dim.next_multiple_of(LANES))
+    }
+
+    /// Attends to one block, of which query i sees the first `seen(i)` positions.
+    #[inline(always)]
+    pub(crate) fn block<S: Simd, E: Num>(
+        &mut self,
+        s: S,
+        k: Rows<'_, E>,
+        v: Rows<'_, E>,
+        seen: impl Fn(usize) -> usize,
+    ) {
+        let queries = self.max.len();
+        let mut i = 0;
+        while i < queries {
+            let n = match queries - i {
+                4.. if S::TILE >= 8 => 4,
+                2.. => 2,
+                _ => 1,
+            };
+            let mut limits = [0; TILE];
+            for (j, l) in limits.iter_mut().enumerate().take(n) {
+                *l = seen(i + j).min(k.at.len());
+            }
+            match n {
+                4 => self.tile::<S, E, 4>(s, i, limits, k, v),
+                2 => self.tile::<S, E, 2>(s, i, limits, k, v),
+                _ => self.tile::<S, E, 1>(s, i, limits, k, v),
+            }
+            i += n;
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, E: Num, const T: usize>(
+        &mut self,
+        s: S,
+        first: usize,
+        limits: [usize; TILE],
+        k: Rows<'_, E>,
+        v: Rows<'_, E>,
+    ) {
+        let most = limits.into_iter().max().unwrap_or(0);
+        if most == 0 {
+            return;
+        }
+        let (dim, v_dim) = (self.dim, self.v_dim);
+        let (scores, values) = self.work.split_at_mut(TILE * SPLIT);
+        let q = &self.q[first * dim..(first + T) * dim];
+        let mut j = 0;
+        while j + 4 <= most {
+            score::<S, E, T, 4>(s, q, dim, k, j, scores);
+            j += 4;
+        }
+        while j < most {
+            score::<S, E, T, 1>(s, q, dim, k, j, scores);
+            j += 1;
+        }
+        let (mut max, mut sum) = ([0.0; T], [0.0; T]);
+        for i in 0..T {
+            let row = &mut scores[i * SPLIT..(i + 1) * SPLIT];
+            row[limits[i]..].fill(f32::NEG_INFINITY);
+            let row = row[..most.next_multiple_of(LANES)].as_chunks_mut::<LANES>().0;
+            let mut m = s.splat(f32::NEG_INFINITY);
+            for x in row.iter() {
+                m = s.max(m, s.load(x));
+            }
+            max[i] = s.peak(m);
+            let m = s.splat(max[i]);
+            for x in row.iter_mut() {
+                s.store(s.exp(s.sub(s.load(x), m)), x);
+            }
+        }
+        // exp is clamped and never quite zero: what a query may not see is cleared by hand, and the sum taken after it.
+        for i in 0..T {
+            let row = &mut scores[i * SPLIT..(i + 1) * SPLIT];
+            row[limits[i]..].fill(0.0);
+            let mut l = s.zero();
+            for x in row[..most.next_multiple_of(LANES)].as_chunks::<LANES>().0 {
+                l = s.add(l, s.load(x));
+            }
+            sum[i] = s.sum(l);
+        }
+        let mut c = 0;
+        while c + 4 * LANES <= v_dim {
+            mix::<S, E, T, 4>(s, scores, v, most, c, 4 * LANES, v_dim, values);
+            c += 4 * LANES;
+        }
+        while c < v_dim {
+            mix::<S, E, T, 1>(s, scores, v, most, c, LANES.min(v_dim - c), v_dim, values);
+            c += LANES.min(v_dim - c);
+        }
+        for i in 0..T {
+            if limits[i] > 0 {
+                let at = first + i;
+                let acc = &mut self.acc[at * v_dim..(at + 1) * v_dim];
+                let values = &values[i * v_dim..(i + 1) * v_dim];
+                merge(s, (&mut self.max[at], &mut self.sum[at], acc), (max[i], sum[i], values));
+            }
+        }
+    }
+
+    /// Divides by the sums: `out` is `[v_dim]` of query `i`.
+    #[inline(always)]
+    pub(crate) fn finish(&self, i: usize, out: &mut [f32]) {
+        let r = 1.0 / self.sum[i];
+        for (o, a) in out.iter_mut().zip(&self.acc[i * self.v_dim..(i + 1) * self.v_dim]) {
+            *o = a * r;
+        }
+    }
+}
+
+/// Takes a block's `(max, sum, values)` into the state of all blocks before it.
+#[inline(always)]
+pub(crate) fn merge<S: Simd>(s: S, state: (&mut f32, &mut f32, &mut [f32]), block: (f32, f32, &[f32])) {
+    let (m, l, acc) = state;
+    let max = m.max(block.0);
+    let (old, new) = ((*m - max).exp(), (block.0 - max).exp());
+    (*m, *l) = (max, *l * old + block.1 * new);
+    let (a16, a_tail) = acc.as_chunks_mut::<LANES>();
+    let (b16, b_tail) = block.2.as_chunks::<LANES>();
+    let (f, g) = (s.splat(old), s.splat(new));
+    for (a, b) in a16.iter_mut().zip(b16) {
+        s.store(s.fma(s.load(a), f, s.mul(s.load(b), g)), a);
+    }
+    s.store_part(s.fma(s.load_part(a_tail), f, s.mul(s.load_part(b_tail), g)), a_tail);
+}
+
+/// Scores of `T` queries against `P` positions from `j` on: lanes take every sixteenth product, then are added up.
+#[inline(always)]
+fn score<S: Simd, E: Num, const T: usize, const P: usize>(
+    s: S,
+    q: &[f32],
+    dim: usize,
+    k: Rows<'_, E>,
+    j: usize,
+    scores: &mut [f32],
+) {
+    let mut acc = [[s.zero(); P]; T];
+    let mut rows = [&[] as &[E]; P];
+    for p in 0..P {
+        rows[p] = &k.data[k.at[j + p]..k.at[j + p] + dim];
+    }
+    let mut c = 0;
+    while c < dim {
+        let n = LANES.min(dim - c);
+        let mut keys = [s.zero(); P];
+        for p in 0..P {
+            keys[p] = load_at(s, rows[p], c, n);
+        }
+        for t in 0..T {
+            let x = load_at(s, q, t * dim + c, n);
+            for p in 0..P {
+                acc[t][p] = s.fma(x, keys[p], acc[t][p]);
+            }
+        }
+        c += n;
+    }
+    for t in 0..T {
+        for p in 0..P {
+            scores[t * SPLIT + j + p] = s.sum(acc[t][p]);
+        }
+    }
+}
+
+/// Weighted sums of columns `c..c + width` (at most `C` vectors) of the first `n` values, one position after the other.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn mix<S: Simd, E: Num, const T: usize, const C: usize>(
+    s: S,
+    weights: &[f32],
+    v: Rows<'_, E>,
+    n: usize,
+    c: usize,
+    width: usize,
+    v_dim: usize,
+    out: &mut [f32],
+) {
+    let mut acc = [[s.zero(); C]; T];
+    for j in 0..n {
+        let row = &v.data[v.at[j] + c..v.at[j] + c + width];
+        let mut x = [s.zero(); C];
+        for i in 0..C {
+            x[i] = load_at(s, row, i * LANES, width - i * LANES);
+        }
+        for t in 0..T {
+            let w = s.splat(weights[t * SPLIT + j]);
+            for i in 0..C {
+                acc[t][i] = s.fma(w, x[i], acc[t][i]);
+            }
+        }
+    }
+    for t in 0..T {
+        let out = &mut out[t * v_dim + c..t * v_dim + c + width];
+        for i in 0..C {
+            let n = LANES.min(width - i * LANES);
+            s.store_part(acc[t][i], &mut out[i * LANES..i * LANES + n]);
+        }
+    }
+}
+
+/// Where the rows of a sequence lie: slots of a paged cache, or rows of a batch.
+#[derive(Clone, Copy)]
+pub(crate) enum Places<'a> {
+    /// Position p is row `first + p`.
+    Run {
+        /// Row of position 0.
+        first: usize,
+    },
+    /// Position p is in block `table[p / block]`.
+    Paged {
+        /// Block numbers.
+        table: &'a [u32],
+        /// Tokens per block.
+        block: usize,
+    },
+}
+
+impl Places<'_> {
+    /// Offsets of positions `from..from + at.len()` in rows of `width`, plus `first`.
+    #[inline(always)]
+    pub(crate) fn fill(&self, from: usize, width: usize, first: usize, at: &mut [usize]) {
+        for (j, o) in at.iter_mut().enumerate() {
+            let p = from + j;
+            let row = match *self {
+                Places::Run { first } => first + p,
+                Places::Paged { table, block } => table[p / block] as usize * block + p % block,
+            };
+            *o = row * width + first;
+        }
+    }
+}
+
+/// All of one key and value head for a band of rows: the loop over blocks.
+pub(crate) struct AttendBand<'a, E> {
+    /// `[tokens, heads × head_dim]`.
+    pub(crate) q: &'a [f32],
+    /// Keys and values of all positions, and where they lie.
+    pub(crate) k: &'a [E],
+    pub(crate) v: &'a [E],
+    pub(crate) places: Places<'a>,
+    pub(crate) spec: &'a fathom_core::AttendSpec,
+    /// Positions that the band's first row sees; each row after it sees one more if the mask is causal.
+    pub(crate) seen: usize,
+    pub(crate) rect: crate::pool::Rect<'a>,
+    pub(crate) scratch: &'a mut [f32],
+}
+
+/// Scratch memory of [`AttendBand`] for `queries` queries.
+pub(crate) fn band_scratch(queries: usize, dim: usize, v_dim: usize) -> usize {
+    queries * (dim + 2 + v_dim) + Flash::work(v_dim)
+}
+
+impl<E: Num> Kernel for AttendBand<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let spec = self.spec;
+        let (dim, v_dim, group) = (spec.head_dim, spec.v_dim, spec.heads / spec.kv_heads);
+        let head = self.rect.first / (group * v_dim);
+        let rows = self.rect.rows.clone();
+        let queries = rows.len() * group;
+        let (q, rest) = self.scratch.split_at_mut(queries * dim);
+        let (max, rest) = rest.split_at_mut(queries);
+        let (sum, rest) = rest.split_at_mut(queries);
+        let (acc, rest) = rest.split_at_mut(queries * v_dim);
+        for (out, row) in q.chunks_exact_mut(group * dim).zip(rows.clone()) {
+            let at = (row * spec.heads + head * group) * dim;
+            for (o, x) in out.iter_mut().zip(&self.q[at..at + group * dim]) {
+                *o = x * spec.scale;
+            }
+        }
+        max.fill(f32::NEG_INFINITY);
+        sum.fill(0.0);
+        acc.fill(0.0);
+        let mut flash = Flash { q, dim, v_dim, max, sum, acc, work: &mut rest[..Flash::work(v_dim)] };
+        let causal = spec.mask == fathom_core::Mask::Causal;
+        let end = if causal { self.seen + rows.len() - 1 } else { self.seen };
+        let (mut k_at, mut v_at) = ([0; SPLIT], [0; SPLIT]);
+        for from in (0..end).step_by(SPLIT) {
+            let n = SPLIT.min(end - from);
+            self.places.fill(from, spec.kv_heads * dim, head * dim, &mut k_at[..n]);
+            self.places.fill(from, spec.kv_heads * v_dim, head * v_dim, &mut v_at[..n]);
+            let (k, v) = (Rows { data: self.k, at: &k_at[..n] }, Rows { data: self.v, at: &v_at[..n] });
+            let seen = self.seen;
+            flash.block(s, k, v, |i| if causal { (seen + i / group).saturating_sub(from) } else { n });
+        }
+        for (i, row) in rows.enumerate() {
+            let out = self.rect.row(row);
+            for h in 0..group {
+                flash.finish(i * group + h, &mut out[h * v_dim..(h + 1) * v_dim]);
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Products in f32: weight rows are decoded into scratch memory and multiplied there. Any format works; exact precision and
+//! formats without a kernel of their own come here.
+//!
+//! Order of additions, for any number of tokens: lane l adds the products of columns l, l + 16, … in order;
+//! the lanes are added at the end, halves onto halves; then the bias.
+
+use fathom_core::Weight;
+
+use crate::matrix::Widen;
+use crate::pool::Rect;
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Weight rows decoded at a time.
+const ROWS: usize = 4;
+
+/// One rectangle of `x·Wᵀ + b`.
+pub(crate) struct DotBlock<'a> {
+    /// The weight; the rectangle's columns are its rows.
+    pub(crate) weight: &'a Weight,
+    /// `[tokens, weight.cols]`.
+    pub(crate) x: &'a [f32],
+    /// One per weight row.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// Where the results go.
+    pub(crate) rect: Rect<'a>,
+    /// At least [`DotBlock::scratch`] long.
+    pub(crate) scratch: &'a mut [f32],
+}
+
+/// `cols` rounded up to whole vectors.
+fn padded(cols: usize) -> usize {
+    cols.next_multiple_of(LANES)
+}
+
+impl DotBlock<'_> {
+    /// Scratch memory for weights of `cols` columns.
+    pub(crate) fn scratch(cols: usize) -> usize {
+        ROWS * padded(cols)
+    }
+}
+
+impl Kernel for DotBlock<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let (cols, width) = (self.weight.cols, padded(self.weight.cols));
+        let tokens = self.rect.rows.clone();
+        let (scratch, _) = self.scratch.split_at_mut(ROWS * width);
+        let mut at = 0;
+        while at < self.rect.width {
+            let n = ROWS.min(self.rect.width - at);
+            for (r, out) in scratch.chunks_exact_mut(width).take(n).enumerate() {
+                out[cols..].fill(0.0);
+                decode(s, self.weight, self.rect.first + at + r, &mut out[..cols]);
+            }
+            let w: &[f32] = scratch;
+            let x = self.x;
+            let mut t = tokens.start;
+            if n == ROWS && S::TILE >= 8 {
+                while t + 4 <= tokens.end {
+                    tile::<S, ROWS, 4>(s, w, x, cols, t, at, &mut self.rect, self.bias);
+                    t += 4;
+                }
+            }
+            if n == ROWS && S::TILE < 8 {
+                while t + 2 <= tokens.end {
+                    tile::<S, 2, 2>(s, w, x, cols, t, at, &mut self.rect, self.bias);
+                    tile::<S, 2, 2>(s, &w[2 * width..], x, cols, t, at + 2, &mut self.rect, self.bias);
+                    t += 2;
+                }
+            }
+            while t < tokens.end {
+                if n == ROWS {
+                    tile::<S, ROWS, 1>(s, w, x, cols, t, at, &mut self.rect, self.bias);
+                } else {
+                    for r in 0..n {
+                        tile::<S, 1, 1>(s, &w[r * width..], x, cols, t, at + r, &mut self.rect, self.bias);
+                    }
+                }
+                t += 1;
+            }
+            at += n;
+        }
+    }
+}
+
+/// Products of `R` decoded rows with `T` tokens from `t` on, written from column `at` of the rectangle on.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn tile<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    w: &[f32],
+    x: &[f32],
+    cols: usize,
+    t: usize,
+    at: usize,
+    rect: &mut Rect<'_>,
+    bias: Option<&[f32]>,
+) {
+    let width = padded(cols);
+    let full = cols / LANES;
+    let mut acc = [[s.zero(); T]; R];
+    let mut w16 = [&[] as &[[f32; LANES]]; R];
+    for r in 0..R {
+        w16[r] = &w[r * width..(r + 1) * width].as_chunks().0[..width / LANES];
+    }
+    let mut x16 = [&[] as &[[f32; LANES]]; T];
+    for j in 0..T {
+        x16[j] = &x[(t + j) * cols..(t + j + 1) * cols].as_chunks().0[..full];
+    }
+    for c in 0..full {
+        let mut v = [s.zero(); T];
+        for j in 0..T {
+            v[j] = s.load(&x16[j][c]);
+        }
+        for r in 0..R {
+            let w = s.load(&w16[r][c]);
+            for j in 0..T {
+                acc[r][j] = s.fma(w, v[j], acc[r][j]);
+            }
+        }
+    }
+    if full * LANES < cols {
+        for j in 0..T {
+            let v = s.load_part(&x[(t + j) * cols + full * LANES..(t + j + 1) * cols]);
+            for r in 0..R {
+                acc[r][j] = s.fma(s.load(&w16[r][full]), v, acc[r][j]);
+            }
+        }
+    }
+    for j in 0..T {
+        let first = rect.first + at;
+        let out = &mut rect.row(t + j)[at..at + R];
+        for r in 0..R {
+            out[r] = s.sum(acc[r][j]) + bias.map_or(0.0, |b| b[first + r]);
+        }
+    }
+}
+
+/// Decodes row `row` of a weight: plain formats in registers, the others by their codec.
+#[inline(always)]
+pub(crate) fn decode<S: Simd>(s: S, weight: &Weight, row: usize, out: &mut [f32]) {
+    let full = out.len() / LANES * LANES;
+    let Some(widen) = Widen::of(weight).filter(|_| full == out.len()) else {
+        return weight.decode_row(row, out);
+    };
+    let bytes = weight.row(row);
+    let out = out.as_chunks_mut::<LANES>().0;
+    match widen {
+        Widen::F32 => {
+            for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+                s.store(s.load_f32_bytes(b), o);
+            }
+        }
+        Widen::F16 => {
+            for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+                s.store(s.load_f16_bytes(b), o);
+            }
+        }
+        Widen::Bf16 => {
+            for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+                s.store(s.load_bf16_bytes(b), o);
+            }
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Two 256-bit registers per vector.
+
+use std::arch::x86_64::*;
+
+use half::f16;
+
+use super::{Kernel, Simd, proven};
+
+/// Proof of AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// The proof, if the machine has the instructions.
+    pub(crate) fn detect() -> Option<Self> {
+        let all = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("popcnt");
+        all.then_some(Avx2(()))
+    }
+
+    /// Runs a kernel compiled for this level.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt")]
+        fn with_features<K: Kernel>(s: Avx2, kernel: K) -> K::Out {
+            kernel.run(s)
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { with_features(self, kernel) }
+    }
+}
+
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type B = [__m256i; 2];
+
+    const TILE: usize = 2;
+
+    proven! {
+        fn splat(self, x: f32) -> [__m256; 2] { [_mm256_set1_ps(x); 2] }
+        fn load(self, x: &[f32; 16]) -> [__m256; 2] {
+            [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))]
+        }
+        fn store(self, v: [__m256; 2], out: &mut [f32; 16]) {
+            _mm256_storeu_ps(out.as_mut_ptr(), v[0]);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), v[1])
+        }
+        fn add(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+            [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])]
+        }
+        fn sub(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+            [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])]
+        }
+        fn mul(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+            [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
+        }
+        fn div(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+            [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])]
+        }
+        fn max(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+            [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])]
+        }
+        fn min(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+            [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])]
+        }
+        fn fma(self, a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+            [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
+        }
+        fn sum(self, v: [__m256; 2]) -> f32 {
+            let v = _mm256_add_ps(v[0], v[1]);
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        }
+        fn peak(self, v: [__m256; 2]) -> f32 {
+            let v = _mm256_max_ps(v[0], v[1]);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
+
+        fn load_f32_bytes(self, x: &[u8; 64]) -> [__m256; 2] {
+            [_mm256_loadu_ps(x.as_ptr().cast()), _mm256_loadu_ps(x.as_ptr().add(32).cast())]
+        }
+        fn load_f16_bytes(self, x: &[u8; 32]) -> [__m256; 2] {
+            let [lo, hi] = [_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(x.as_ptr().add(16).cast())];
+            [_mm256_cvtph_ps(lo), _mm256_cvtph_ps(hi)]
+        }
+        fn load_bf16_bytes(self, x: &[u8; 32]) -> [__m256; 2] {
+            let [lo, hi] = [_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(x.as_ptr().add(16).cast())];
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(lo))),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(hi))),
+            ]
+        }
+        fn load_e4m3(self, x: &[u8; 16]) -> [__m256; 2] {
+            // Binary16 with the same fields is 2^8 times smaller.
+            let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+            let magnitude = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
+            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(x, _mm256_set1_epi16(0x80)));
+            let nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f));
+            let half = _mm256_or_si256(sign, _mm256_slli_epi16::<7>(magnitude));
+            let scale = _mm256_set1_ps(256.0);
+            // A binary16 NaN where the mask is set: all ones.
+            let half = _mm256_or_si256(half, nan);
+            [
+                _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), scale),
+                _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256::<1>(half)), scale),
+            ]
+        }
+        fn load_f16(self, x: &[f16; 16]) -> [__m256; 2] {
+            let [lo, hi] = [_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(x.as_ptr().add(8).cast())];
+            [_mm256_cvtph_ps(lo), _mm256_cvtph_ps(hi)]
+        }
+        fn store_f16(self, v: [__m256; 2], out: &mut [f16; 16]) {
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]));
+            _mm_storeu_si128(out.as_mut_ptr().add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]))
+        }
+        fn store_bf16(self, v: [__m256; 2], out: &mut [u16; 16]) {
+            let [lo, hi] = v.map(|v| {
+                let v = _mm256_castps_si256(v);
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(v), _mm256_set1_epi32(1));
+                _mm256_srli_epi32::<16>(_mm256_add_epi32(v, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))))
+            });
+            // Packing works within 128-bit halves; put the quarters back in order.
+            let v = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(lo, hi));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), v)
+        }
+        fn load_u8(self, x: &[u8; 16]) -> [__m256; 2] {
+            let v = _mm_loadu_si128(x.as_ptr().cast());
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(v)),
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(v))),
+            ]
+        }
+        fn load_i8(self, x: &[u8; 16]) -> [__m256; 2] {
+            let v = _mm_loadu_si128(x.as_ptr().cast());
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(v))),
+            ]
+        }
+
+        fn round(self, v: [__m256; 2]) -> [__m256i; 2] { [_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1])] }
+        fn to_f(self, v: [__m256i; 2]) -> [__m256; 2] { [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])] }
+        fn pow2(self, n: [__m256i; 2]) -> [__m256; 2] {
+            let bias = _mm256_set1_epi32(127);
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n[0], bias))),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n[1], bias))),
+            ]
+        }
+        fn splat_i(self, x: i32) -> [__m256i; 2] { [_mm256_set1_epi32(x); 2] }
+        fn store_i8(self, v: [__m256i; 2], out: &mut [i8; 16]) {
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(v[0], v[1]));
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes)
+        }
+        fn sum_i(self, v: [__m256i; 2]) -> i32 {
+            let v = _mm256_add_epi32(v[0], v[1]);
+            let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
+            _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0b10_11_00_01>(v)))
+        }
+
+        fn load_b(self, x: &[u8; 64]) -> [__m256i; 2] {
+            [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast())]
+        }
+        fn splat_b(self, x: u8) -> [__m256i; 2] { [_mm256_set1_epi8(x as i8); 2] }
+        fn and(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+            [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])]
+        }
+        fn or(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+            [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])]
+        }
+        fn shl<const N: u32>(self, a: [__m256i; 2]) -> [__m256i; 2] {
+            let n = _mm_cvtsi32_si128(N as i32);
+            [_mm256_sll_epi16(a[0], n), _mm256_sll_epi16(a[1], n)]
+        }
+        fn shr<const N: u32>(self, a: [__m256i; 2]) -> [__m256i; 2] {
+            let n = _mm_cvtsi32_si128(N as i32);
+            [_mm256_srl_epi16(a[0], n), _mm256_srl_epi16(a[1], n)]
+        }
+        fn dot4(self, acc: [__m256i; 2], w: [__m256i; 2], x: [i8; 4]) -> [__m256i; 2] {
+            // maddubs saturates at 16 bits, so the top bits go apart: 2·127·127 and 2·128·127 fit.
+            let (low, top) = (_mm256_set1_epi8(0x7f), _mm256_set1_epi8(0x80u8 as i8));
+            let x = _mm256_set1_epi32(i32::from_le_bytes(x.map(|v| v as u8)));
+            let one = _mm256_set1_epi16(1);
+            let half = |acc: __m256i, w: __m256i| {
+                let a = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_and_si256(w, low), x), one);
+                let b = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_and_si256(w, top), x), one);
+                _mm256_add_epi32(acc, _mm256_add_epi32(a, b))
+            };
+            [half(acc[0], w[0]), half(acc[1], w[1])]
+        }
+        fn dot4_small(self, acc: [__m256i; 2], w: [__m256i; 2], x: [i8; 4]) -> [__m256i; 2] {
+            let x = _mm256_set1_epi32(i32::from_le_bytes(x.map(|v| v as u8)));
+            let one = _mm256_set1_epi16(1);
+            [
+                _mm256_add_epi32(acc[0], _mm256_madd_epi16(_mm256_maddubs_epi16(w[0], x), one)),
+                _mm256_add_epi32(acc[1], _mm256_madd_epi16(_mm256_maddubs_epi16(w[1], x), one)),
+            ]
+        }
+        fn dot2_bf16(self, acc: [__m256; 2], a: [__m256i; 2], b: [__m256i; 2]) -> [__m256; 2] {
+            let odd = _mm256_set1_epi32(0xffff_0000u32 as i32);
+            let half = |acc: __m256, a: __m256i, b: __m256i| {
+                let hi = |v: __m256i| _mm256_castsi256_ps(_mm256_and_si256(v, odd));
+                let lo = |v: __m256i| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
+                _mm256_fmadd_ps(lo(a), lo(b), _mm256_fmadd_ps(hi(a), hi(b), acc))
+            };
+            [half(acc[0], a[0], b[0]), half(acc[1], a[1], b[1])]
+        }
+
+        fn prefetch(self, data: &[u8], at: usize) {
+            if let Some(line) = data.get(at) {
+                _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast())
+            }
+        }
+    }
+}

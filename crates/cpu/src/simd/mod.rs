@@ -1,0 +1,210 @@
+//! The vector operations that kernels are written in, and their implementation per instruction set.
+//!
+//! A kernel is written once, over [`Simd`]: 16 lanes on every machine (one AVX-512 register, two AVX2 registers, an array), so lanes,
+//! order of additions and hence results do not depend on the width of the hardware. [`Isa::run`] compiles it once per
+//! level, inside a function with the right target features. A level is a zero-sized token that only detection makes:
+//! holding one proves that the instructions exist, which is what makes the safe methods sound.
+//!
+//! Kernels contain no `unsafe`: loads and stores take arrays of known size. Everything is `inline(always)`; a function that
+//! was not inlined would be compiled without the features.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use half::f16;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use portable::Portable;
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen-lane vector arithmetic of one instruction set.
+pub(crate) trait Simd: Copy + Send + Sync {
+    /// 16 × f32.
+    type F: Copy;
+    /// 16 × i32.
+    type I: Copy;
+    /// 64 bytes; lane l owns bytes `4l..4l + 4`.
+    type B: Copy;
+
+    /// Most tokens of a matrix product's register tile.
+    const TILE: usize;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// Lane i is `x[i]`.
+    fn load(self, x: &[f32; 16]) -> Self::F;
+    /// `out[i]` is lane i.
+    fn store(self, v: Self::F, out: &mut [f32; 16]);
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger of `a` and `b`.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller of `a` and `b`.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`; rounded once except at the portable level.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Sum of the lanes, halves onto halves.
+    fn sum(self, v: Self::F) -> f32;
+    /// Largest lane.
+    fn peak(self, v: Self::F) -> f32;
+
+    /// Sixteen little-endian binary32.
+    fn load_f32_bytes(self, x: &[u8; 64]) -> Self::F;
+    /// Sixteen little-endian binary16.
+    fn load_f16_bytes(self, x: &[u8; 32]) -> Self::F;
+    /// Sixteen little-endian bfloat16.
+    fn load_bf16_bytes(self, x: &[u8; 32]) -> Self::F;
+    /// Sixteen FP8-E4M3 (finite variant: no infinities, `S.1111.111` is NaN).
+    fn load_e4m3(self, x: &[u8; 16]) -> Self::F;
+    /// Sixteen binary16.
+    fn load_f16(self, x: &[f16; 16]) -> Self::F;
+    /// Rounds to binary16, to nearest even.
+    fn store_f16(self, v: Self::F, out: &mut [f16; 16]);
+    /// Rounds to bfloat16, to nearest even.
+    fn store_bf16(self, v: Self::F, out: &mut [u16; 16]);
+    /// Sixteen unsigned bytes as numbers.
+    fn load_u8(self, x: &[u8; 16]) -> Self::F;
+    /// Sixteen signed bytes as numbers.
+    fn load_i8(self, x: &[u8; 16]) -> Self::F;
+
+    /// Nearest integers, ties to even.
+    fn round(self, v: Self::F) -> Self::I;
+    /// Integers as numbers.
+    fn to_f(self, v: Self::I) -> Self::F;
+    /// `2^n` for `-127 < n < 128`.
+    fn pow2(self, n: Self::I) -> Self::F;
+    /// All lanes `x`.
+    fn splat_i(self, x: i32) -> Self::I;
+    /// Lowest bytes.
+    fn store_i8(self, v: Self::I, out: &mut [i8; 16]);
+    /// Sum of the lanes.
+    fn sum_i(self, v: Self::I) -> i32;
+
+    /// 64 bytes.
+    fn load_b(self, x: &[u8; 64]) -> Self::B;
+    /// All bytes `x`.
+    fn splat_b(self, x: u8) -> Self::B;
+    /// `a & b`.
+    fn and(self, a: Self::B, b: Self::B) -> Self::B;
+    /// `a | b`.
+    fn or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// 16-bit units shifted left: mask what crosses from the lower byte.
+    fn shl<const N: u32>(self, a: Self::B) -> Self::B;
+    /// 16-bit units shifted right: mask what crosses from the upper byte.
+    fn shr<const N: u32>(self, a: Self::B) -> Self::B;
+    /// `acc[l] + Σ_j w[4l + j] · x[j]`: unsigned bytes times signed bytes, exact. No `x[j]` is -128.
+    fn dot4(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
+    /// [`Simd::dot4`] for `w` below 64, which some machines do quicker.
+    fn dot4_small(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
+    /// `acc[l] + a[2l + 1]·b[2l + 1] + a[2l]·b[2l]` over bfloat16.
+    fn dot2_bf16(self, acc: Self::F, a: Self::B, b: Self::B) -> Self::F;
+
+    /// Says that the cache line at `at` (if there is one) will be read soon.
+    fn prefetch(self, data: &[u8], at: usize);
+
+    /// Zero.
+    #[inline(always)]
+    fn zero(self) -> Self::F {
+        self.splat(0.0)
+    }
+
+    /// As many lanes as `x` has numbers, zeros in the others.
+    #[inline(always)]
+    fn load_part(self, x: &[f32]) -> Self::F {
+        let mut full = [0.0; 16];
+        full[..x.len()].copy_from_slice(x);
+        self.load(&full)
+    }
+
+    /// Writes as many lanes as `out` takes.
+    #[inline(always)]
+    fn store_part(self, v: Self::F, out: &mut [f32]) {
+        let mut full = [0.0; 16];
+        self.store(v, &mut full);
+        out.copy_from_slice(&full[..out.len()]);
+    }
+
+    /// `eˣ` within 2 ulp; arguments are clamped to ±87. Polynomial: Cephes' `expf`.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        let x = self.max(self.min(x, self.splat(87.0)), self.splat(-87.0));
+        let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        let nf = self.to_f(n);
+        let r = self.fma(nf, self.splat(-0.693_359_4), x);
+        let r = self.fma(nf, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.987_569_1e-4);
+        for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+            p = self.fma(p, r, self.splat(c));
+        }
+        let y = self.fma(p, self.mul(r, r), self.add(r, self.splat(1.0)));
+        self.mul(y, self.pow2(n))
+    }
+}
+
+/// A piece of work that is compiled once per instruction set.
+pub(crate) trait Kernel {
+    /// What it gives.
+    type Out;
+    /// The work. Implementations are `#[inline(always)]`.
+    fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+/// Levels of instructions, as proofs that the machine has them.
+#[derive(Clone, Copy)]
+pub(crate) enum Isa {
+    /// Any machine.
+    Portable(Portable),
+    /// AVX2, FMA, F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    /// AVX-512 F, BW, VL, DQ, VNNI, BF16, VBMI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+impl Isa {
+    /// Runs a kernel.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        match self {
+            Isa::Portable(s) => kernel.run(s),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(s) => s.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(s) => s.run(kernel),
+        }
+    }
+}
+
+/// Wraps the methods of a token's [`Simd`] implementation in the one `unsafe` that they all need.
+#[cfg(target_arch = "x86_64")]
+macro_rules! proven {
+    ($($(#[$doc:meta])* fn $name:ident $(<const $n:ident: u32>)? (self $(, $arg:ident: $ty:ty)*) $(-> $ret:ty)? $body:block)*) => {
+        $($(#[$doc])*
+        #[inline(always)]
+        fn $name $(<const $n: u32>)? (self $(, $arg: $ty)*) $(-> $ret)? {
+            // SAFETY: `self` proves that the machine has the instructions; memory is only touched through references to
+            // arrays of the size that is read or written.
+            unsafe { $body }
+        })*
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use proven;
+
+#[cfg(test)]
+mod tests;
