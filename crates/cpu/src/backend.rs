@@ -13,9 +13,11 @@ use fathom_core::{
 
 use crate::kernels::attend::{self, AttendBand, Num, Places};
 use crate::kernels::latent::{self, LatentBand, Slab};
+use crate::kernels::packed::Act;
 use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
 use crate::matrix::{Held, Matrix};
+use crate::pack::{self, Layout, Packed};
 use crate::pool::Grid;
 use crate::product::{Order, Part};
 use crate::scratch::Scratch;
@@ -49,7 +51,11 @@ pub struct Cpu {
     pub(crate) precision: Precision,
     pub(crate) repack: bool,
     pub(crate) arena: Arc<HostArena>,
-    pub(crate) scratch: Scratch,
+    pub(crate) scratch: Scratch<f32>,
+    /// A packed panel for each thread.
+    pub(crate) panels: Scratch<u8>,
+    /// Activations rounded to int8.
+    pub(crate) acts: Mutex<Vec<Act>>,
     pub(crate) order: Mutex<Order>,
     bands: Mutex<Bands>,
 }
@@ -115,6 +121,8 @@ impl Cpu {
             repack: options.repack,
             arena: HostArena::new(DEVICE),
             scratch: Scratch::new(pool.threads()),
+            panels: Scratch::new(pool.threads()),
+            acts: Mutex::default(),
             order: Mutex::default(),
             bands: Mutex::default(),
             pool,
@@ -133,9 +141,23 @@ impl Cpu {
 
     /// Rows per task when each costs about `cost` element operations: all of them if together they take less than waking a
     /// thread does (some microseconds).
-    fn grain(rows: usize, cost: usize) -> usize {
+    pub(crate) fn grain(rows: usize, cost: usize) -> usize {
         const TASK: usize = 1 << 14;
         if rows * cost < 4 * TASK { rows.max(1) } else { (TASK / cost.max(1)).max(1) }
+    }
+
+    /// Takes over matrices of one shape: packed where that is quicker, else as they are.
+    fn take(&self, weights: &[Weight]) -> Result<Vec<Matrix>> {
+        let first = &weights[0];
+        let layout = Layout::of(first.format).filter(|_| {
+            // A panel of few rows would be mostly padding.
+            let alike = weights.iter().all(|w| w.format == first.format);
+            self.repack && self.precision == Precision::Fast && first.rows >= pack::ROWS && alike
+        });
+        match layout {
+            Some(layout) => Ok(Packed::all(&self.pool, layout, weights)?.into_iter().map(Matrix::Packed).collect()),
+            None => Ok(weights.iter().cloned().map(Matrix::Plain).collect()),
+        }
     }
 
     pub(crate) fn held<'a>(&self, op: &'static str, w: &'a Resident) -> Result<&'a Held> {
@@ -239,14 +261,15 @@ impl Backend for Cpu {
     }
 
     fn upload(&self, weight: &Weight) -> Result<Resident> {
-        let held = Held::one(weight);
+        let vector = (weight.rows == 1 || weight.cols == 1).then(|| weight.decode());
+        let held = Held { each: self.take(std::slice::from_ref(weight))?, vector };
         Ok(Resident::new(DEVICE, weight.rows, weight.cols, weight.format, Arc::new(held)))
     }
 
     fn upload_experts(&self, experts: &Experts) -> Result<ResidentExperts> {
         let (rows, cols) = check::upload_experts(experts)?;
-        let each = (0..experts.len()).map(|e| Matrix::new(&experts.get(e))).collect();
-        let held = Held { each, vector: None };
+        let weights: Vec<Weight> = (0..experts.len()).map(|e| experts.get(e)).collect();
+        let held = Held { each: self.take(&weights)?, vector: None };
         let each = Resident::new(DEVICE, rows, cols, experts.get(0).format, Arc::new(held));
         Ok(ResidentExperts { experts: experts.len(), each })
     }

@@ -17,6 +17,7 @@ mod simd;
 mod backend;
 mod kernels;
 mod matrix;
+mod pack;
 mod product;
 mod scratch;
 

@@ -2,22 +2,40 @@
 
 use fathom_core::{Weight, format};
 
+use crate::pack::{Layout, Packed};
+
 /// One matrix.
 pub(crate) enum Matrix {
     /// As stored, in the source's memory.
     Plain(Weight),
+    /// Rearranged, in memory of our own.
+    Packed(Packed),
+}
+
+/// How a product with a matrix is computed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Decoded to f32 and multiplied there.
+    Widened,
+    /// By packed panels and int8 activations; plain matrices are packed panel by panel on the way.
+    Packed(Layout),
 }
 
 impl Matrix {
-    /// Takes over a weight.
-    pub(crate) fn new(weight: &Weight) -> Matrix {
-        Matrix::Plain(weight.clone())
+    /// The way of a product in fast precision.
+    pub(crate) fn fast_way(&self) -> Way {
+        let layout = match self {
+            Matrix::Plain(w) => Layout::of(w.format),
+            Matrix::Packed(p) => Some(p.layout),
+        };
+        layout.map_or(Way::Widened, Way::Packed)
     }
 
     /// Decodes row `row`.
     pub(crate) fn decode_row(&self, row: usize, out: &mut [f32]) {
         match self {
             Matrix::Plain(w) => w.decode_row(row, out),
+            Matrix::Packed(p) => p.decode_row(row, out),
         }
     }
 
@@ -25,6 +43,7 @@ impl Matrix {
     pub(crate) fn row_bytes(&self) -> usize {
         match self {
             Matrix::Plain(w) => w.row_bytes(),
+            Matrix::Packed(p) => p.panel_bytes() / crate::pack::ROWS,
         }
     }
 }
@@ -35,14 +54,6 @@ pub(crate) struct Held {
     pub(crate) each: Vec<Matrix>,
     /// The numbers of a vector (norm weight, bias), decoded once.
     pub(crate) vector: Option<Vec<f32>>,
-}
-
-impl Held {
-    /// One matrix, or a vector.
-    pub(crate) fn one(weight: &Weight) -> Held {
-        let vector = (weight.rows == 1 || weight.cols == 1).then(|| weight.decode());
-        Held { each: vec![Matrix::new(weight)], vector }
-    }
 }
 
 /// Formats whose blocks are single numbers that a kernel widens in registers.

@@ -4,14 +4,18 @@
 //! of a projection's outputs.
 
 use fathom_core::backend::Outputs;
-use fathom_core::{DType, Result, Shape, Tensor};
+use fathom_core::{DType, Precision, Result, Shape, Tensor};
 
 use crate::Cpu;
+use crate::backend::lock;
 use crate::kernels::dot::DotBlock;
-use crate::matrix::Matrix;
+use crate::kernels::packed::{Act, PackedBlock, Quantise};
+use crate::matrix::{Matrix, Way};
+use crate::pack::{ROWS, pack_panel};
 use crate::pool::Grid;
 
 /// One projection.
+#[derive(Clone, Copy)]
 pub(crate) struct Part<'a> {
     /// Its matrix, or one per expert.
     pub(crate) each: &'a [Matrix],
@@ -77,19 +81,65 @@ impl Cpu {
         if rows == 0 {
             return Ok(());
         }
-        self.scratch.reserve(DotBlock::scratch(cols));
+        let mut acts = lock(&self.acts);
+        let way = |m: &Matrix| if self.precision == Precision::Fast { m.fast_way() } else { Way::Widened };
+        let mut rounded = false;
+        for m in parts.iter().flat_map(|p| p.each) {
+            match (way(m), m) {
+                (Way::Widened, _) => self.scratch.reserve(DotBlock::scratch(cols)),
+                (Way::Packed(layout), Matrix::Plain(_)) => self.panels.reserve(layout.panel_bytes(cols)),
+                (Way::Packed(_), Matrix::Packed(_)) => {}
+            }
+            if way(m) != Way::Widened && !rounded {
+                self.quantise(x, cols, &mut acts);
+                rounded = true;
+            }
+        }
+        let acts = &acts[..];
         let mut grid = Grid::new(rows, block(parts, cols, rows, bands.len() - 1)).bands(bands);
         for (y, p) in outs.iter_mut().zip(parts) {
             grid = grid.out(self.arena.f32s_mut(op, y)?, p.rows);
         }
-        self.pool.rects(&mut grid, |task, rect| {
-            let part = &parts[rect.out];
-            let scratch = &mut self.scratch.lock(task.worker)[..];
-            match &part.each[experts[rect.band]] {
-                Matrix::Plain(weight) => self.isa.run(DotBlock { weight, x, bias: part.bias, rect, scratch }),
+        self.pool.rects(&mut grid, |task, mut rect| {
+            let Part { each, bias, .. } = parts[rect.out];
+            let matrix = &each[experts[rect.band]];
+            let panels = rect.first / ROWS..(rect.first + rect.width).div_ceil(ROWS);
+            match (way(matrix), matrix) {
+                (Way::Widened, Matrix::Plain(weight)) => {
+                    let scratch = &mut self.scratch.lock(task.worker)[..];
+                    self.isa.run(DotBlock { weight, x, bias, rect, scratch });
+                }
+                (Way::Packed(layout), Matrix::Packed(p)) => {
+                    let (panels, rect) = (p.panels(panels), &mut rect);
+                    self.isa.run(PackedBlock { layout, cols, panels, acts, bias, at: 0, rect });
+                }
+                (Way::Packed(layout), Matrix::Plain(weight)) => {
+                    let mut panel = self.panels.lock(task.worker);
+                    let panel = &mut panel[..layout.panel_bytes(cols)];
+                    for (i, p) in panels.enumerate() {
+                        pack_panel(layout, weight, p * ROWS, panel);
+                        let (panels, rect) = (&*panel, &mut rect);
+                        self.isa.run(PackedBlock { layout, cols, panels, acts, bias, at: i * ROWS, rect });
+                    }
+                }
+                (Way::Widened, Matrix::Packed(_)) => unreachable!("invariant: only fast precision packs"),
             }
         });
         Ok(())
+    }
+
+    /// Rounds the rows of `x` to int8.
+    fn quantise(&self, x: &[f32], cols: usize, acts: &mut Vec<Act>) {
+        let (rows, stride) = (x.len() / cols, Act::stride(cols));
+        if acts.len() < rows * stride {
+            acts.resize(rows * stride, Act::ZERO);
+        }
+        let n = Self::grain(rows, 2 * cols);
+        self.pool.chunks_mut(&mut acts[..rows * stride], n * stride, |first, out| {
+            let first = first / stride * cols;
+            let x = &x[first..first + out.len() / stride * cols];
+            self.isa.run(Quantise { x, cols, out });
+        });
     }
 
     /// Rows of `x` in sorted order: slot s reads row `s / sharing`.

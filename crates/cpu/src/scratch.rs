@@ -3,11 +3,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A buffer for each thread of a pool.
-pub(crate) struct Scratch {
-    workers: Vec<Mutex<Vec<f32>>>,
+pub(crate) struct Scratch<T> {
+    workers: Vec<Mutex<Vec<T>>>,
 }
 
-impl Scratch {
+impl<T: Copy + Default> Scratch<T> {
     /// Empty buffers.
     pub(crate) fn new(threads: usize) -> Self {
         Scratch { workers: (0..threads).map(|_| Mutex::new(Vec::new())).collect() }
@@ -19,13 +19,13 @@ impl Scratch {
         for w in &self.workers {
             let mut w = w.lock().unwrap_or_else(PoisonError::into_inner);
             if w.len() < len {
-                w.resize(len, 0.0);
+                w.resize(len, T::default());
             }
         }
     }
 
     /// The buffer of thread `worker`, for the length of a task.
-    pub(crate) fn lock(&self, worker: usize) -> MutexGuard<'_, Vec<f32>> {
+    pub(crate) fn lock(&self, worker: usize) -> MutexGuard<'_, Vec<T>> {
         self.workers[worker].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,5 +3,6 @@
 pub(crate) mod attend;
 pub(crate) mod dot;
 pub(crate) mod latent;
+pub(crate) mod packed;
 pub(crate) mod route;
 pub(crate) mod rows;

@@ -89,6 +89,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn pow2(self, n: Self::I) -> Self::F;
     /// All lanes `x`.
     fn splat_i(self, x: i32) -> Self::I;
+    /// `a + b`.
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// Lowest bytes.
     fn store_i8(self, v: Self::I, out: &mut [i8; 16]);
     /// Sum of the lanes.

@@ -38,7 +38,7 @@ impl Simd for Portable {
     type I = [i32; 16];
     type B = [u8; 64];
 
-    const TILE: usize = 4;
+    const TILE: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 16] {
@@ -145,6 +145,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn splat_i(self, x: i32) -> [i32; 16] {
         [x; 16]
+    }
+    #[inline(always)]
+    fn add_i(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        lanes(|i| a[i] + b[i])
     }
     #[inline(always)]
     fn store_i8(self, v: [i32; 16], out: &mut [i8; 16]) {

@@ -1,0 +1,395 @@
+//! Products of packed weights with activations rounded to int8.
+//!
+//! Per block of 32 columns: `y += (Σ q·x̂ − offset·Σ x̂) · (d·dx) + m · (dx·Σ x̂)`, the sums over q and x̂ in exact integers. Lanes are output
+//! rows, so one token or eight, each result is built block after block by the same operations: matrix-vector and
+//! matrix-matrix products agree bit for bit. Activations have a scale per 32 (llama.cpp: per 256 for K formats), which
+//! is what keeps the error below its.
+
+use crate::pack::{BLOCK, Layout, Panel, ROWS, Scales};
+use crate::pool::Rect;
+use crate::simd::{Kernel, LANES, Simd};
+
+/// A block of 32 activations.
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+pub(crate) struct Act {
+    /// `round(x / scale)`, never −128.
+    q: [[i8; 4]; 8],
+    /// Largest magnitude over 127.
+    scale: f32,
+    /// Sums of q over the two halves.
+    sums: [i32; 2],
+    /// `scale · (sums[0] + sums[1])`.
+    total: f32,
+}
+
+impl Act {
+    /// Zeros.
+    pub(crate) const ZERO: Act = Act { q: [[0; 4]; 8], scale: 0.0, sums: [0; 2], total: 0.0 };
+
+    /// Blocks from one row to the next: one more than a row has, so that rows do not lie a power of two apart in
+    /// the cache.
+    pub(crate) fn stride(cols: usize) -> usize {
+        cols / BLOCK + 1
+    }
+}
+
+/// Rounds rows of activations.
+pub(crate) struct Quantise<'a> {
+    /// `[rows, cols]`.
+    pub(crate) x: &'a [f32],
+    pub(crate) cols: usize,
+    /// `[rows, Act::stride(cols)]`.
+    pub(crate) out: &'a mut [Act],
+}
+
+impl Kernel for Quantise<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (x, out) in self.x.chunks_exact(self.cols).zip(self.out.chunks_exact_mut(Act::stride(self.cols))) {
+            for (x, out) in x.as_chunks::<BLOCK>().0.iter().zip(out) {
+                let x = x.as_chunks::<LANES>().0;
+                let (a, b) = (s.load(&x[0]), s.load(&x[1]));
+                let zero = s.zero();
+                let magnitude = s.max(s.max(a, s.sub(zero, a)), s.max(b, s.sub(zero, b)));
+                let peak = s.peak(magnitude);
+                let scale = peak / 127.0;
+                let inverse = s.splat(if scale > 0.0 { 127.0 / peak } else { 0.0 });
+                let (a, b) = (s.round(s.mul(a, inverse)), s.round(s.mul(b, inverse)));
+                let q = out.q.as_flattened_mut().as_chunks_mut::<LANES>().0;
+                s.store_i8(a, &mut q[0]);
+                s.store_i8(b, &mut q[1]);
+                out.sums = [s.sum_i(a), s.sum_i(b)];
+                out.scale = scale;
+                out.total = scale * (out.sums[0] + out.sums[1]) as f32;
+            }
+        }
+    }
+}
+
+/// Panels `0..count` of a rectangle of `x·Wᵀ + b`.
+pub(crate) struct PackedBlock<'a, 'r> {
+    pub(crate) layout: Layout,
+    pub(crate) cols: usize,
+    /// The panels, one behind the other.
+    pub(crate) panels: &'a [u8],
+    /// `[tokens, Act::stride(cols)]`.
+    pub(crate) acts: &'a [Act],
+    pub(crate) bias: Option<&'a [f32]>,
+    /// Column of the rectangle at which the first panel begins.
+    pub(crate) at: usize,
+    pub(crate) rect: &'a mut Rect<'r>,
+}
+
+impl Kernel for PackedBlock<'_, '_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match (self.layout.bits, self.layout.scales) {
+            (4, Scales::F16) => self.tokens::<S, Codes4, ScaleF16<8>>(s),
+            (5, Scales::F16) => self.tokens::<S, Codes5, ScaleF16<16>>(s),
+            (8, Scales::F16) => self.tokens::<S, Codes8, ScaleF16<128>>(s),
+            (4, Scales::Affine) => self.tokens::<S, Codes4, ScaleAffine>(s),
+            (5, Scales::Affine) => self.tokens::<S, Codes5, ScaleAffine>(s),
+            (4, Scales::K) => self.tokens::<S, Codes4, ScaleK>(s),
+            (5, Scales::K) => self.tokens::<S, Codes5, ScaleK>(s),
+            (6, Scales::K16) => self.tokens::<S, Codes6, ScaleK16>(s),
+            other => unreachable!("invariant: no format has layout {other:?}"),
+        }
+    }
+}
+
+impl PackedBlock<'_, '_> {
+    #[inline(always)]
+    fn tokens<S: Simd, C: Codes, D: Scaling>(mut self, s: S) {
+        let mut t = self.rect.rows.start;
+        let end = self.rect.rows.end;
+        while t < end {
+            match end - t {
+                8.. if S::TILE >= 8 => t += self.tile::<S, C, D, 8>(s, t),
+                4.. if S::TILE >= 4 => t += self.tile::<S, C, D, 4>(s, t),
+                2.. => t += self.tile::<S, C, D, 2>(s, t),
+                _ => t += self.tile::<S, C, D, 1>(s, t),
+            }
+        }
+    }
+
+    /// All panels for `T` tokens from `t` on.
+    #[inline(always)]
+    fn tile<S: Simd, C: Codes, D: Scaling, const T: usize>(&mut self, s: S, t: usize) -> usize {
+        let stride = Act::stride(self.cols);
+        let mut rows = [&[] as &[Act]; T];
+        for (i, r) in rows.iter_mut().enumerate() {
+            *r = &self.acts[(t + i) * stride..(t + i) * stride + self.cols / BLOCK];
+        }
+        for (p, panel) in self.panels.chunks_exact(self.layout.panel_bytes(self.cols)).enumerate() {
+            let first = self.at + p * ROWS;
+            let sums = panel_times::<S, C, D, T>(s, Panel::cut(self.layout, self.cols, panel), rows);
+            let n = ROWS.min(self.rect.width - first);
+            for (i, sum) in sums.into_iter().enumerate() {
+                let sum = match self.bias {
+                    Some(b) => s.add(sum, s.load_part(&b[self.rect.first + first..][..n])),
+                    None => sum,
+                };
+                let out = &mut self.rect.row(t + i)[first..first + n];
+                match out.as_mut_array() {
+                    Some(out) => s.store(sum, out),
+                    None => s.store_part(sum, out),
+                }
+            }
+        }
+        T
+    }
+}
+
+/// How far ahead of the codes in use memory is asked for.
+const AHEAD: usize = 4096;
+
+/// One panel times `T` rows of activations.
+#[inline(always)]
+fn panel_times<S: Simd, C: Codes, D: Scaling, const T: usize>(s: S, panel: Panel<'_>, x: [&[Act]; T]) -> [S::F; T] {
+    let mut acc = [s.zero(); T];
+    let mut block = 0;
+    for scales in panel.scales.chunks_exact(D::BYTES) {
+        let head = D::head(s, scales);
+        for j in 0..D::BLOCKS {
+            let at = block * C::BYTES;
+            let Some(bytes) = panel.codes.get(at..at + C::BYTES) else { break };
+            if T <= 2 {
+                for line in 0..C::BYTES / 64 {
+                    s.prefetch(panel.codes, at + AHEAD + line * 64);
+                }
+            }
+            let codes = C::unpack(s, bytes);
+            let factor = D::factor(s, head, scales, j);
+            for i in 0..T {
+                let a = &x[i][block];
+                let (q, sums) = (&a.q, a.sums);
+                let scale = s.splat(a.scale);
+                let start = |half: usize| if D::OFFSET == 0 { 0 } else { -D::OFFSET * sums[half] };
+                let (mut low, mut high) = (s.splat_i(start(0)), s.splat_i(start(1)));
+                if T > 2 && !D::HALVES {
+                    // One chain: with many tokens in flight there is nothing to wait for.
+                    low = s.splat_i(start(0) + start(1));
+                    for g in 0..8 {
+                        low = C::dot(s, low, codes[g], q[g]);
+                    }
+                    acc[i] = s.fma(s.to_f(low), s.mul(factor[0], scale), acc[i]);
+                } else {
+                    for g in 0..4 {
+                        low = C::dot(s, low, codes[g], q[g]);
+                        high = C::dot(s, high, codes[g + 4], q[g + 4]);
+                    }
+                    if D::HALVES {
+                        acc[i] = s.fma(s.to_f(low), s.mul(factor[0], scale), acc[i]);
+                        acc[i] = s.fma(s.to_f(high), s.mul(factor[1], scale), acc[i]);
+                    } else {
+                        acc[i] = s.fma(s.to_f(s.add_i(low, high)), s.mul(factor[0], scale), acc[i]);
+                    }
+                }
+                if D::ADDEND {
+                    acc[i] = s.fma(factor[1], s.splat(a.total), acc[i]);
+                }
+            }
+            block += 1;
+        }
+    }
+    acc
+}
+
+/// How codes become levels.
+trait Codes {
+    /// Bytes per block.
+    const BYTES: usize;
+    /// Levels of the eight groups.
+    fn unpack<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8];
+    /// The dot product that the levels allow.
+    #[inline(always)]
+    fn dot<S: Simd>(s: S, acc: S::I, w: S::B, x: [i8; 4]) -> S::I {
+        s.dot4_small(acc, w, x)
+    }
+}
+
+#[inline(always)]
+fn vectors<const N: usize>(bytes: &[u8]) -> &[[u8; 64]; N] {
+    bytes.as_chunks().0.as_array().expect("invariant: a block has as many vectors as its format says")
+}
+
+#[inline(always)]
+fn nibbles<S: Simd>(s: S, v: [S::B; 4]) -> [S::B; 8] {
+    let low = s.splat_b(15);
+    let h = |v| s.and(s.shr::<4>(v), low);
+    [s.and(v[0], low), s.and(v[1], low), s.and(v[2], low), s.and(v[3], low), h(v[0]), h(v[1]), h(v[2]), h(v[3])]
+}
+
+struct Codes4;
+
+impl Codes for Codes4 {
+    const BYTES: usize = 256;
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8] {
+        let v = vectors::<4>(bytes);
+        nibbles(s, [s.load_b(&v[0]), s.load_b(&v[1]), s.load_b(&v[2]), s.load_b(&v[3])])
+    }
+}
+
+struct Codes5;
+
+impl Codes for Codes5 {
+    const BYTES: usize = 320;
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8] {
+        let v = vectors::<5>(bytes);
+        let q = nibbles(s, [s.load_b(&v[0]), s.load_b(&v[1]), s.load_b(&v[2]), s.load_b(&v[3])]);
+        let (h, bit) = (s.load_b(&v[4]), s.splat_b(16));
+        [
+            s.or(q[0], s.and(s.shl::<4>(h), bit)),
+            s.or(q[1], s.and(s.shl::<3>(h), bit)),
+            s.or(q[2], s.and(s.shl::<2>(h), bit)),
+            s.or(q[3], s.and(s.shl::<1>(h), bit)),
+            s.or(q[4], s.and(h, bit)),
+            s.or(q[5], s.and(s.shr::<1>(h), bit)),
+            s.or(q[6], s.and(s.shr::<2>(h), bit)),
+            s.or(q[7], s.and(s.shr::<3>(h), bit)),
+        ]
+    }
+}
+
+struct Codes6;
+
+impl Codes for Codes6 {
+    const BYTES: usize = 384;
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8] {
+        let v = vectors::<6>(bytes);
+        let q = nibbles(s, [s.load_b(&v[0]), s.load_b(&v[1]), s.load_b(&v[2]), s.load_b(&v[3])]);
+        let (a, b, bits) = (s.load_b(&v[4]), s.load_b(&v[5]), s.splat_b(48));
+        [
+            s.or(q[0], s.and(s.shl::<4>(a), bits)),
+            s.or(q[1], s.and(s.shl::<2>(a), bits)),
+            s.or(q[2], s.and(a, bits)),
+            s.or(q[3], s.and(s.shr::<2>(a), bits)),
+            s.or(q[4], s.and(s.shl::<4>(b), bits)),
+            s.or(q[5], s.and(s.shl::<2>(b), bits)),
+            s.or(q[6], s.and(b, bits)),
+            s.or(q[7], s.and(s.shr::<2>(b), bits)),
+        ]
+    }
+}
+
+struct Codes8;
+
+impl Codes for Codes8 {
+    const BYTES: usize = 512;
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8] {
+        let v = vectors::<8>(bytes);
+        let mut out = [s.splat_b(0); 8];
+        for (o, v) in out.iter_mut().zip(v) {
+            *o = s.load_b(v);
+        }
+        out
+    }
+    #[inline(always)]
+    fn dot<S: Simd>(s: S, acc: S::I, w: S::B, x: [i8; 4]) -> S::I {
+        s.dot4(acc, w, x)
+    }
+}
+
+/// How levels become numbers.
+trait Scaling {
+    /// Bytes of scales of [`Scaling::BLOCKS`] blocks.
+    const BYTES: usize;
+    /// Blocks that share a head.
+    const BLOCKS: usize;
+    /// Level of zero.
+    const OFFSET: i32 = 0;
+    /// Whether the two halves of a block have factors of their own.
+    const HALVES: bool = false;
+    /// Whether the second factor is an addend per unit of activation.
+    const ADDEND: bool = false;
+    /// What the blocks share.
+    fn head<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 2];
+    /// Factors of block `j`.
+    fn factor<S: Simd>(s: S, head: [S::F; 2], bytes: &[u8], j: usize) -> [S::F; 2];
+}
+
+#[inline(always)]
+fn halves<S: Simd>(s: S, bytes: &[u8], at: usize) -> S::F {
+    s.load_f16_bytes(bytes[at..at + 32].as_array().expect("invariant: sixteen halves"))
+}
+
+#[inline(always)]
+fn sixteen(bytes: &[u8], at: usize) -> &[u8; 16] {
+    bytes[at..at + 16].as_array().expect("invariant: sixteen bytes")
+}
+
+struct ScaleF16<const OFFSET: i32>;
+
+impl<const OFFSET: i32> Scaling for ScaleF16<OFFSET> {
+    const BYTES: usize = 32;
+    const BLOCKS: usize = 1;
+    const OFFSET: i32 = OFFSET;
+    #[inline(always)]
+    fn head<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 2] {
+        let d = halves(s, bytes, 0);
+        [d, d]
+    }
+    #[inline(always)]
+    fn factor<S: Simd>(_s: S, head: [S::F; 2], _bytes: &[u8], _j: usize) -> [S::F; 2] {
+        head
+    }
+}
+
+struct ScaleAffine;
+
+impl Scaling for ScaleAffine {
+    const BYTES: usize = 64;
+    const BLOCKS: usize = 1;
+    const ADDEND: bool = true;
+    #[inline(always)]
+    fn head<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 2] {
+        [halves(s, bytes, 0), halves(s, bytes, 32)]
+    }
+    #[inline(always)]
+    fn factor<S: Simd>(_s: S, head: [S::F; 2], _bytes: &[u8], _j: usize) -> [S::F; 2] {
+        head
+    }
+}
+
+struct ScaleK;
+
+impl Scaling for ScaleK {
+    const BYTES: usize = 320;
+    const BLOCKS: usize = 8;
+    const ADDEND: bool = true;
+    #[inline(always)]
+    fn head<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 2] {
+        [halves(s, bytes, 0), s.sub(s.zero(), halves(s, bytes, 32))]
+    }
+    #[inline(always)]
+    fn factor<S: Simd>(s: S, head: [S::F; 2], bytes: &[u8], j: usize) -> [S::F; 2] {
+        let at = 64 + j * 32;
+        [s.mul(head[0], s.load_u8(sixteen(bytes, at))), s.mul(head[1], s.load_u8(sixteen(bytes, at + 16)))]
+    }
+}
+
+struct ScaleK16;
+
+impl Scaling for ScaleK16 {
+    const BYTES: usize = 288;
+    const BLOCKS: usize = 8;
+    const OFFSET: i32 = 32;
+    const HALVES: bool = true;
+    #[inline(always)]
+    fn head<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 2] {
+        let d = halves(s, bytes, 0);
+        [d, d]
+    }
+    #[inline(always)]
+    fn factor<S: Simd>(s: S, head: [S::F; 2], bytes: &[u8], j: usize) -> [S::F; 2] {
+        let at = 32 + j * 32;
+        [s.mul(head[0], s.load_i8(sixteen(bytes, at))), s.mul(head[1], s.load_i8(sixteen(bytes, at + 16)))]
+    }
+}

@@ -1,0 +1,399 @@
+//! Weights rearranged for vectors whose lanes are output rows.
+//!
+//! Sixteen rows make a panel. Columns go in groups of four: the levels of 16 rows × 4 columns fill one 64-byte vector, row l in lane l, as the
+//! byte dot product of VNNI wants them, against the same four activations broadcast to all lanes. Nothing is summed
+//! across lanes, so one token or many, every sum is built in the same order. Levels keep their bits (4, 5, 6 or 8), unsigned;
+//! scales keep theirs, sixteen rows side by side:
+//!
+//! ```text
+//! panel   = scales of all blocks, padded to 64 bytes | codes of all blocks of 32 columns
+//! codes   = 4 bit: four vectors; in each the low nibbles are group g, the high ones group g + 4
+//!           5 bit: the same, then a vector whose bit g is the fifth bit of group g
+//!           6 bit: the same four, then two vectors with the upper bit pairs of groups 0–3 and 4–7
+//!           8 bit: eight vectors
+//! scales  = F16, per block:      d (16 × f16), and for the affine formats m (16 × f16)
+//!           K, per 256 columns:  d, dmin (16 × f16), then per block 16 scales and 16 minima, a byte each
+//!           K16, per 256:        d (16 × f16), then per 16 columns 16 signed scales, a byte each
+//! ```
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use fathom_core::{FormatId, Result, Weight, format};
+use half::f16;
+use memmap2::{Advice, Mmap, MmapMut};
+
+use crate::{DEVICE, Pool};
+
+/// Rows of a panel.
+pub(crate) const ROWS: usize = 16;
+/// Columns of a block.
+pub(crate) const BLOCK: usize = 32;
+/// Columns of a super-block.
+const SUPER: usize = 256;
+
+/// How scales lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Scales {
+    /// `d` per block.
+    F16,
+    /// `d` and `m` per block: `x = d·q + m`.
+    Affine,
+    /// Super-blocks with scales and minima: `x = d·s·q − dmin·m`.
+    K,
+    /// Super-blocks with a signed scale per 16 columns.
+    K16,
+}
+
+/// A format that can be packed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Layout {
+    /// Bits of a level.
+    pub(crate) bits: usize,
+    /// Level that means zero.
+    pub(crate) offset: i32,
+    /// Scales.
+    pub(crate) scales: Scales,
+}
+
+impl Layout {
+    /// The layout of `format`, if it has one.
+    pub(crate) fn of(format: FormatId) -> Option<Layout> {
+        let (bits, offset, scales) = match format {
+            format::Q8_0 => (8, 128, Scales::F16),
+            format::Q4_0 => (4, 8, Scales::F16),
+            format::Q5_0 => (5, 16, Scales::F16),
+            format::Q4_1 => (4, 0, Scales::Affine),
+            format::Q5_1 => (5, 0, Scales::Affine),
+            format::Q4_K => (4, 0, Scales::K),
+            format::Q5_K => (5, 0, Scales::K),
+            format::Q6_K => (6, 32, Scales::K16),
+            _ => return None,
+        };
+        Some(Layout { bits, offset, scales })
+    }
+
+    /// Bytes of the codes of one block.
+    pub(crate) fn code_bytes(self) -> usize {
+        64 * self.bits
+    }
+
+    /// Bytes of a panel's scales.
+    fn scale_bytes(self, cols: usize) -> usize {
+        let n = match self.scales {
+            Scales::F16 => cols / BLOCK * 32,
+            Scales::Affine => cols / BLOCK * 64,
+            Scales::K => cols / SUPER * 320,
+            Scales::K16 => cols / SUPER * 288,
+        };
+        n.next_multiple_of(64)
+    }
+
+    /// Bytes of a panel.
+    pub(crate) fn panel_bytes(self, cols: usize) -> usize {
+        self.scale_bytes(cols) + cols / BLOCK * self.code_bytes()
+    }
+}
+
+/// Memory in huge pages where the system grants them: weights are read from end to end, and address translation costs a
+/// tenth of the bandwidth otherwise.
+fn memory(bytes: usize) -> Result<MmapMut> {
+    let out_of_memory = |_| fathom_core::Error::Memory {
+        what: "packed weights",
+        needs_bytes: bytes as u64,
+        free_bytes: 0,
+    };
+    let map = MmapMut::map_anon(bytes.max(1)).map_err(out_of_memory)?;
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(Advice::HugePage); // advice: a refusal only costs speed
+    Ok(map)
+}
+
+/// Packed panels of one matrix.
+#[derive(Clone)]
+pub(crate) struct Packed {
+    pub(crate) layout: Layout,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    memory: Arc<Mmap>,
+    first: usize,
+}
+
+/// A panel, cut into its two parts.
+#[derive(Clone, Copy)]
+pub(crate) struct Panel<'a> {
+    pub(crate) scales: &'a [u8],
+    pub(crate) codes: &'a [u8],
+}
+
+impl<'a> Panel<'a> {
+    /// Cuts the bytes of a panel.
+    pub(crate) fn cut(layout: Layout, cols: usize, bytes: &'a [u8]) -> Panel<'a> {
+        let (scales, codes) = bytes.split_at(layout.scale_bytes(cols));
+        Panel { scales, codes }
+    }
+}
+
+impl Packed {
+    /// Packs matrices of one format and shape into one piece of memory, and gives the pages of their sources back as
+    /// it goes.
+    pub(crate) fn all(pool: &Pool, layout: Layout, weights: &[Weight]) -> Result<Vec<Packed>> {
+        let (rows, cols) = (weights[0].rows, weights[0].cols);
+        let panel = layout.panel_bytes(cols);
+        let panels = rows.div_ceil(ROWS);
+        let mut map = memory(panels * panel * weights.len())?;
+        // In slices, so that source and copy are never in memory together.
+        let slice = (64 << 20_usize).div_ceil(panel).max(1);
+        for (w, out) in weights.iter().zip(map.chunks_exact_mut((panels * panel).max(1))) {
+            for (i, out) in out.chunks_mut(slice * panel).enumerate() {
+                pool.chunks_mut(out, panel, |at, out| {
+                    pack_panel(layout, w, (i * slice + at / panel) * ROWS, out);
+                });
+                let (from, to) = (i * slice * ROWS, rows.min((i + 1) * slice * ROWS));
+                w.bytes.slice(from * w.row_bytes()..to * w.row_bytes()).discard();
+            }
+        }
+        let memory = Arc::new(map.make_read_only().map_err(|e| fathom_core::Error::Device {
+            device: DEVICE,
+            op: "upload",
+            why: e.to_string(),
+        })?);
+        let piece = |i: usize| Packed { layout, rows, cols, memory: memory.clone(), first: i * panels * panel };
+        Ok((0..weights.len()).map(piece).collect())
+    }
+
+    /// Bytes of a panel.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.layout.panel_bytes(self.cols)
+    }
+
+    /// Panels `range`; panel p is rows `16p..16p + 16`.
+    pub(crate) fn panels(&self, range: Range<usize>) -> &[u8] {
+        let n = self.panel_bytes();
+        &self.memory[self.first + range.start * n..self.first + range.end * n]
+    }
+
+    /// Decodes row `row`, to the same values as the format's codec.
+    pub(crate) fn decode_row(&self, row: usize, out: &mut [f32]) {
+        let (p, lane) = (row / ROWS, row % ROWS);
+        let panel = Panel::cut(self.layout, self.cols, self.panels(p..p + 1));
+        let blocks = panel.codes.chunks_exact(self.layout.code_bytes());
+        for (b, (codes, out)) in blocks.zip(out.chunks_exact_mut(BLOCK)).enumerate() {
+            let scale = scales_at(self.layout.scales, panel.scales, b, lane);
+            for (i, o) in out.iter_mut().enumerate() {
+                let q = (level(self.layout.bits, codes, lane, i) - self.layout.offset) as f32;
+                *o = match scale {
+                    [(d, None), _] if i < 16 => d * q,
+                    [_, (d, None)] => d * q,
+                    [(d, Some(m)), _] => d * q + m,
+                };
+            }
+        }
+    }
+}
+
+/// Level of column `i` of a block.
+fn level(bits: usize, codes: &[u8], lane: usize, i: usize) -> i32 {
+    let (g, byte) = (i / 4, lane * 4 + i % 4);
+    if bits == 8 {
+        return i32::from(codes[g * 64 + byte]);
+    }
+    let low = codes[g % 4 * 64 + byte] >> (g / 4 * 4) & 15;
+    let high = match bits {
+        5 => (codes[256 + byte] >> g & 1) << 4,
+        6 => (codes[256 + g / 4 * 64 + byte] >> (g % 4 * 2) & 3) << 4,
+        _ => 0,
+    };
+    i32::from(low | high)
+}
+
+/// Factor and, if the format has one, addend of the block's first and second half.
+fn scales_at(scales: Scales, bytes: &[u8], b: usize, lane: usize) -> [(f32, Option<f32>); 2] {
+    let f = |at: usize| f16::from_le_bytes([bytes[at + 2 * lane], bytes[at + 2 * lane + 1]]).to_f32();
+    match scales {
+        Scales::F16 => [(f(b * 32), None); 2],
+        Scales::Affine => [(f(b * 64), Some(f(b * 64 + 32))); 2],
+        Scales::K => {
+            let (at, pair) = (b / 8 * 320, b / 8 * 320 + 64 + b % 8 * 32);
+            let (s, m) = (f32::from(bytes[pair + lane]), f32::from(bytes[pair + 16 + lane]));
+            [(f(at) * s, Some(-(f(at + 32) * m))); 2]
+        }
+        Scales::K16 => {
+            let (at, pair) = (b / 8 * 288, b / 8 * 288 + 32 + b % 8 * 32);
+            [pair, pair + 16].map(|p| (f(at) * f32::from(bytes[p + lane] as i8), None))
+        }
+    }
+}
+
+/// Packs rows `first..first + 16` of `w`; rows past the end are zero.
+pub(crate) fn pack_panel(layout: Layout, w: &Weight, first: usize, out: &mut [u8]) {
+    let f = w.format.get();
+    let per_stored = f.block_elems() / BLOCK;
+    let (scales, codes) = out.split_at_mut(layout.scale_bytes(w.cols));
+    scales.fill(0);
+    let rows = ROWS.min(w.rows - first);
+    let mut stored: [&[u8]; ROWS] = [&[]; ROWS];
+    for (l, s) in stored.iter_mut().enumerate().take(rows) {
+        *s = w.row(first + l);
+    }
+    let mut words = [[0u32; ROWS]; 8];
+    for (b, codes) in codes.chunks_exact_mut(layout.code_bytes()).enumerate() {
+        for l in 0..rows {
+            let block = &stored[l][b / per_stored * f.block_bytes()..][..f.block_bytes()];
+            let j = b % per_stored;
+            let mut q = [0u8; BLOCK];
+            levels(w.format, block, j, &mut q);
+            for (g, x) in q.as_chunks::<4>().0.iter().enumerate() {
+                words[g][l] = u32::from_le_bytes(*x);
+            }
+            pack_scales(layout.scales, w.format, block, b, l, scales);
+        }
+        merge(layout.bits, &words, codes);
+    }
+}
+
+/// Merges eight vectors of levels into codes.
+fn merge(bits: usize, words: &[[u32; ROWS]; 8], codes: &mut [u8]) {
+    let put = |out: &mut [u8], f: &dyn Fn(usize) -> u32| {
+        for (l, o) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            *o = f(l).to_le_bytes();
+        }
+    };
+    if bits == 8 {
+        for (g, out) in codes.chunks_exact_mut(64).enumerate() {
+            put(out, &|l| words[g][l]);
+        }
+        return;
+    }
+    const LOW: u32 = 0x0f0f_0f0f;
+    let (low, high) = codes.split_at_mut(256);
+    for (g, out) in low.chunks_exact_mut(64).enumerate() {
+        put(out, &|l| words[g][l] & LOW | (words[g + 4][l] & LOW) << 4);
+    }
+    match bits {
+        5 => put(high, &|l| (0..8).fold(0, |a, g| a | (words[g][l] >> 4 & 0x0101_0101) << g)),
+        6 => {
+            for (h, out) in high.chunks_exact_mut(64).enumerate() {
+                put(out, &|l| (0..4).fold(0, |a, g| a | (words[4 * h + g][l] >> 4 & 0x0303_0303) << (2 * g)));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Unsigned levels of the 32 numbers `32j..32j + 32` of a stored block.
+fn levels(format: FormatId, block: &[u8], j: usize, q: &mut [u8; BLOCK]) {
+    let nibbles = |q: &mut [u8; BLOCK], x: &[u8]| {
+        for i in 0..16 {
+            (q[i], q[i + 16]) = (x[i] & 15, x[i] >> 4);
+        }
+    };
+    let fifth = |q: &mut [u8; BLOCK], h: &[u8]| {
+        let h = u32::from_le_bytes([h[0], h[1], h[2], h[3]]);
+        for (i, q) in q.iter_mut().enumerate() {
+            *q |= ((h >> i & 1) << 4) as u8;
+        }
+    };
+    match format {
+        format::Q8_0 => q.iter_mut().zip(&block[2..34]).for_each(|(q, x)| *q = x ^ 0x80),
+        format::Q4_0 => nibbles(q, &block[2..18]),
+        format::Q4_1 => nibbles(q, &block[4..20]),
+        format::Q5_0 => {
+            nibbles(q, &block[6..22]);
+            fifth(q, &block[2..6]);
+        }
+        format::Q5_1 => {
+            nibbles(q, &block[8..24]);
+            fifth(q, &block[4..8]);
+        }
+        format::Q4_K => {
+            let x = &block[16 + j / 2 * 32..][..32];
+            q.iter_mut().zip(x).for_each(|(q, x)| *q = x >> (j % 2 * 4) & 15);
+        }
+        format::Q5_K => {
+            let (x, h) = (&block[48 + j / 2 * 32..][..32], &block[16..48]);
+            for i in 0..BLOCK {
+                q[i] = x[i] >> (j % 2 * 4) & 15 | (h[i] >> j & 1) << 4;
+            }
+        }
+        format::Q6_K => {
+            let (half, run) = (j / 4, j % 4);
+            let (x, h) = (&block[half * 64 + run % 2 * 32..][..32], &block[128 + half * 32..][..32]);
+            for i in 0..BLOCK {
+                q[i] = x[i] >> (run / 2 * 4) & 15 | (h[i] >> (2 * run) & 3) << 4;
+            }
+        }
+        _ => unreachable!("invariant: Layout::of names the formats that have levels"),
+    }
+}
+
+/// Puts the scales of block `b` of lane `l` in their place.
+fn pack_scales(scales: Scales, format: FormatId, block: &[u8], b: usize, l: usize, out: &mut [u8]) {
+    let mut half = |at: usize, from: usize| out[at + 2 * l..at + 2 * l + 2].copy_from_slice(&block[from..from + 2]);
+    match scales {
+        Scales::F16 => half(b * 32, 0),
+        Scales::Affine => {
+            half(b * 64, 0);
+            half(b * 64 + 32, 2);
+        }
+        Scales::K => {
+            let (at, j) = (b / 8 * 320, b % 8);
+            half(at, 0);
+            half(at + 32, 2);
+            let (s, m) = k_pair(&block[4..16], j);
+            (out[at + 64 + j * 32 + l], out[at + 80 + j * 32 + l]) = (s, m);
+        }
+        Scales::K16 => {
+            debug_assert_eq!(format, format::Q6_K);
+            let (at, j) = (b / 8 * 288, b % 8);
+            half(at, 208);
+            // Stored halves of 128 columns hold eight scales each, in column order.
+            (out[at + 32 + j * 32 + l], out[at + 48 + j * 32 + l]) = (block[192 + 2 * j], block[193 + 2 * j]);
+        }
+    }
+}
+
+/// Scale and minimum of sub-block `j` of a K format with minima (see `core/format/q4_k.rs`).
+fn k_pair(x: &[u8], j: usize) -> (u8, u8) {
+    if j < 4 {
+        (x[j] & 63, x[j + 4] & 63)
+    } else {
+        (x[j + 4] & 15 | x[j - 4] >> 6 << 4, x[j + 4] >> 4 | x[j] >> 6 << 4)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fathom_core::rng::Rng;
+    use fathom_testkit::random;
+
+    #[test]
+    fn packed_rows_decode_to_the_codec_s_values() {
+        let pool = Pool::new(2).unwrap();
+        let mut rng = Rng::new(11, 0);
+        let mut packed = 0;
+        for f in FormatId::all() {
+            let Some(layout) = Layout::of(f) else { continue };
+            packed += 1;
+            for (rows, blocks) in [(1, 1), (16, 2), (37, 3)] {
+                let cols = blocks * f.get().block_elems();
+                let weights = [random::weight(&mut rng, f, rows, cols), random::weight(&mut rng, f, rows, cols)];
+                let all = Packed::all(&pool, layout, &weights).unwrap();
+                for (w, p) in weights.iter().zip(&all) {
+                    let (mut a, mut b) = (vec![0.0; cols], vec![0.0; cols]);
+                    for r in 0..rows {
+                        w.decode_row(r, &mut a);
+                        p.decode_row(r, &mut b);
+                        assert_eq!(a, b, "{f} row {r} of {rows}");
+                    }
+                }
+                // Whole panels cost at most a tenth more than the file.
+                let stored = f.get().block_bytes() * blocks * ROWS;
+                let spare = 64; // the padding between scales and codes
+                assert!(layout.panel_bytes(cols) * 10 <= stored * 11 + spare * 10, "{f}: {}", layout.panel_bytes(cols));
+            }
+        }
+        assert_eq!(packed, 8);
+    }
+}
