@@ -98,11 +98,8 @@ impl Layout {
 /// Memory in huge pages where the system grants them: weights are read from end to end, and address translation costs a
 /// tenth of the bandwidth otherwise.
 fn memory(bytes: usize) -> Result<MmapMut> {
-    let out_of_memory = |_| fathom_core::Error::Memory {
-        what: "packed weights",
-        needs_bytes: bytes as u64,
-        free_bytes: 0,
-    };
+    let out_of_memory =
+        |_| fathom_core::Error::Memory { what: "packed weights", needs_bytes: bytes as u64, free_bytes: 0 };
     let map = MmapMut::map_anon(bytes.max(1)).map_err(out_of_memory)?;
     #[cfg(target_os = "linux")]
     let _ = map.advise(Advice::HugePage); // advice: a refusal only costs speed
@@ -143,7 +140,7 @@ impl Packed {
         let panels = rows.div_ceil(ROWS);
         let mut map = memory(panels * panel * weights.len())?;
         // In slices, so that source and copy are never in memory together.
-        let slice = (64 << 20_usize).div_ceil(panel).max(1);
+        let slice = (64usize << 20).div_ceil(panel).max(1);
         for (w, out) in weights.iter().zip(map.chunks_exact_mut((panels * panel).max(1))) {
             for (i, out) in out.chunks_mut(slice * panel).enumerate() {
                 pool.chunks_mut(out, panel, |at, out| {
@@ -182,10 +179,9 @@ impl Packed {
             let scale = scales_at(self.layout.scales, panel.scales, b, lane);
             for (i, o) in out.iter_mut().enumerate() {
                 let q = (level(self.layout.bits, codes, lane, i) - self.layout.offset) as f32;
-                *o = match scale {
-                    [(d, None), _] if i < 16 => d * q,
-                    [_, (d, None)] => d * q,
-                    [(d, Some(m)), _] => d * q + m,
+                *o = match scale[i / 16] {
+                    (d, None) => d * q,
+                    (d, Some(m)) => d * q + m,
                 };
             }
         }

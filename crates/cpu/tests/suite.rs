@@ -1,18 +1,51 @@
 //! The behaviour suite of all backends, at every level of instructions present and in both precisions.
 
-use fathom_core::Precision;
+use fathom_core::Precision::{self, Exact, Fast};
 use fathom_cpu::{Cpu, CpuOptions, Level};
 use fathom_testkit::backend_suite::{Tolerance, backend_suite};
 
-#[test]
-fn every_level_and_precision_passes_the_suite() {
-    for isa in Level::present() {
-        for precision in [Precision::Exact, Precision::Fast] {
-            for repack in [false, true] {
-                println!("{} {precision:?} repack {repack}", isa.name());
-                let options = CpuOptions { threads: Some(2), isa: Some(isa), precision, repack };
-                backend_suite(&|| Cpu::new(options).unwrap(), Tolerance::of(precision));
-            }
-        }
+fn passes(isa: Level, precision: Precision, repack: bool) {
+    if !Level::present().any(|l| l == isa) {
+        println!("skipped: this machine has no {}", isa.name());
+        return;
     }
+    let options = CpuOptions { threads: Some(2), isa: Some(isa), precision, repack };
+    let cases = backend_suite(&|| Cpu::new(options).unwrap(), Tolerance::of(precision));
+    assert!(cases > 1000, "only {cases} cases ran");
+}
+
+#[test]
+fn portable_exact() {
+    passes(Level::Portable, Exact, true);
+}
+
+#[test]
+fn portable_fast() {
+    passes(Level::Portable, Fast, true);
+}
+
+#[test]
+fn avx2_exact() {
+    passes(Level::Avx2, Exact, true);
+}
+
+#[test]
+fn avx2_fast() {
+    passes(Level::Avx2, Fast, true);
+}
+
+#[test]
+fn avx512_exact() {
+    passes(Level::Avx512, Exact, true);
+}
+
+#[test]
+fn avx512_fast() {
+    passes(Level::Avx512, Fast, true);
+}
+
+#[test]
+fn fast_with_the_plain_mapping() {
+    let best = Level::present().last().expect("invariant: the portable level is always present");
+    passes(best, Fast, false);
 }

@@ -82,7 +82,7 @@ fn difference(y: &Seen, r: &Seen, bound: f64) -> Option<String> {
     }
     let n = r.values.len().max(1) as f64;
     // A handful of sums can be small by chance, and their error with respect to themselves large.
-    let bound = bound * (1.0 + 32.0 / n);
+    let bound = bound * (1.0 + 1000.0 / (n * n));
     let fine = error <= bound * power && worst <= 200.0 * bound * power / n;
     (!fine).then(|| {
         format!(
