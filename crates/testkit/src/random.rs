@@ -9,31 +9,38 @@ pub fn normals(rng: &mut Rng, n: usize) -> Vec<f32> {
 }
 
 /// A weight of `rows × cols` in `format`: encoded normal numbers if the format can be written, else random blocks whose
-/// numbers are finite and of ordinary size.
+/// numbers are finite and of ordinary size. Large blocks are slow to encode, so they are dealt from a pool of 48.
 ///
 /// # Panics
 /// If `cols` is not a whole number of blocks.
 pub fn weight(rng: &mut Rng, format: FormatId, rows: usize, cols: usize) -> Weight {
-    let values = normals(rng, rows * cols);
-    if let Ok(w) = Weight::encode(format, rows, cols, &values) {
-        return w;
-    }
     let f = format.get();
-    let mut decoded = vec![0.0; f.block_elems()];
-    let mut bytes = Vec::new();
-    for _ in 0..rows * cols / f.block_elems() {
-        loop {
-            let block: Vec<u8> = (0..f.block_bytes()).map(|_| rng.next_u32() as u8).collect();
-            f.decode_block(&block, &mut decoded);
-            let largest = decoded.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            if decoded.iter().all(|v| v.is_finite()) && (0.05..8.0).contains(&largest) {
-                bytes.extend(block);
-                break;
-            }
-        }
+    let (elems, blocks) = (f.block_elems(), rows * cols / f.block_elems());
+    let pool = if elems == 1 { blocks } else { blocks.min(48) };
+    let mut bytes = match Weight::encode(format, 1, pool * elems, &normals(rng, pool * elems)) {
+        Ok(w) => w.bytes.as_slice().to_vec(),
+        Err(_) => (0..pool).flat_map(|_| block(rng, format)).collect(),
+    };
+    for _ in pool..blocks {
+        let from = rng.below(pool as u32) as usize * f.block_bytes();
+        bytes.extend_from_within(from..from + f.block_bytes());
     }
     Weight::new(format, rows, cols, Bytes::from_vec(bytes), None)
         .expect("invariant: whole blocks of the format make up the shape")
+}
+
+/// A block of random bytes whose numbers are finite and of ordinary size.
+fn block(rng: &mut Rng, format: FormatId) -> Vec<u8> {
+    let f = format.get();
+    let mut decoded = vec![0.0; f.block_elems()];
+    loop {
+        let bytes: Vec<u8> = (0..f.block_bytes()).map(|_| rng.next_u32() as u8).collect();
+        f.decode_block(&bytes, &mut decoded);
+        let largest = decoded.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        if decoded.iter().all(|v| v.is_finite()) && (0.05..8.0).contains(&largest) {
+            return bytes;
+        }
+    }
 }
 
 /// The weight with a random scale, between ½ and 2 or a power of two, per block of 128 × 128.
