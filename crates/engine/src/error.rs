@@ -102,3 +102,9 @@ pub enum Error {
         found: String,
     },
 }
+
+impl From<fathom_core::Error> for Error {
+    fn from(error: fathom_core::Error) -> Self {
+        Error::Model(error.to_string())
+    }
+}

@@ -4,16 +4,18 @@
 //!
 //! Start at [`runner`] (the line to the model) and [`worker`] (the loop body); then [`scheduler`] (who computes what),
 //! [`blocks`] and [`prefix`] (in which memory), [`sampler`] (which token comes out), [`speculate`] (guessing ahead), [`engine`]
-//! (the thread around it all).
+//! (the thread around it all), [`chat`] (from conversations to requests, from events to text).
 
 #![forbid(unsafe_code)]
 
 pub mod blocks;
+pub mod chat;
 pub mod engine;
 mod error;
 pub mod event;
 pub mod golden;
 pub mod meter;
+mod model_runner;
 pub mod prefix;
 pub mod request;
 pub mod runner;
@@ -21,18 +23,22 @@ pub mod sampler;
 pub mod scheduler;
 mod scripted;
 pub mod sequence;
+pub mod session;
 pub mod speculate;
 pub mod worker;
 
+pub use chat::{ChatEvent, ChatModel, Ending, TextOptions, Transcriber};
 pub use engine::{Engine, EngineOptions, Shutdown};
 pub use error::{Error, Result};
 pub use event::{Event, Finish, Flow, Sink, Usage};
 pub use meter::{Energy, Meter};
+pub use model_runner::{ModelRunner, RunnerOptions};
 pub use prefix::Reuse;
 pub use request::{Id, Priority, Reasoning, Request};
 pub use runner::{Runner, RunnerInfo, StepOutput};
 pub use sampler::{Sampler, Sampling};
 pub use scheduler::ScheduleOptions;
 pub use scripted::ScriptedRunner;
+pub use session::Session;
 pub use speculate::{DraftPolicy, Speculation};
 pub use worker::{Stats, Worker, WorkerOptions};

@@ -138,14 +138,20 @@ impl Decoder {
 
     /// The prediction block: `hidden` are the trunk's outputs for the batch's rows, `batch.tokens` the tokens that
     /// *follow* those rows, positions and slots those of the rows. Returns logits `[logit_rows, vocab]` for the token
-    /// after that.
+    /// after that, or none if no row's are wanted (the block has a cache of its own to fill).
     ///
     /// # Errors
     /// If the backend fails.
     ///
     /// # Panics
     /// If the model has no prediction block.
-    pub fn draft(&self, hidden: &Tensor, batch: &Batch, kv: &mut KvPool, probe: &mut dyn Probe) -> Result<Tensor> {
+    pub fn draft(
+        &self,
+        hidden: &Tensor,
+        batch: &Batch,
+        kv: &mut KvPool,
+        probe: &mut dyn Probe,
+    ) -> Result<Option<Tensor>> {
         let mtp = self.mtp.as_ref().expect("invariant: only a model with a prediction block drafts");
         let (b, eps, index) = (&*self.backend, self.spec.eps, self.layers.len());
         let e = b.embed(mtp.embed.as_ref().unwrap_or(&self.embed), &batch.tokens)?;
@@ -154,9 +160,12 @@ impl Decoder {
         let h = mtp.proj.forward(b, &b.concat_cols(&e, &x)?)?;
         let rope = b.rope_table(&batch.positions, &self.freqs)?;
         let h = mtp.layer.forward(&self.step(batch, &rope), h, &mut kv.layers[index], index, probe)?;
+        if batch.logit_rows.is_empty() {
+            return Ok(None);
+        }
         let h = b.rms_norm(&b.select_rows(&h, &batch.logit_rows)?, &mtp.head_norm, eps)?;
         let head = mtp.head.as_ref().or(self.head.as_ref()).unwrap_or(&self.embed);
-        self.project(&h, head)
+        self.project(&h, head).map(Some)
     }
 
     fn project(&self, h: &Tensor, weight: &Resident) -> Result<Tensor> {

@@ -24,7 +24,11 @@ fn with(key: &str, value: Value) -> Map<String, Value> {
         Some((outer, inner)) => (config[outer].as_object_mut().unwrap(), inner),
         None => (&mut config, key),
     };
-    if value.is_null() { object.remove(key) } else { object.insert(key.into(), value) };
+    if value.is_null() {
+        object.remove(key)
+    } else {
+        object.insert(key.into(), value)
+    };
     config
 }
 
