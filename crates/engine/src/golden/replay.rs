@@ -79,8 +79,8 @@ impl<'a> Replay<'a> {
     /// # Errors
     /// If the backend fails.
     pub fn draft(&mut self, hidden: &Tensor, parts: &[Rows<'_>]) -> Result<Vec<f32>> {
-        let logits = self.decoder.draft(hidden, &Self::batch(parts), &mut self.kv, &mut NoProbe);
-        self.read(&logits.map_err(failed)?)
+        let logits = self.decoder.draft(hidden, &Self::batch(parts), &mut self.kv, &mut NoProbe).map_err(failed)?;
+        logits.map_or(Ok(Vec::new()), |logits| self.read(&logits))
     }
 
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
