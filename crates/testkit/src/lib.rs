@@ -5,6 +5,7 @@
 
 pub mod alloc;
 pub mod backend_suite;
+pub mod hostile;
 pub mod random;
 pub mod rehearsal;
 pub mod vocab;
