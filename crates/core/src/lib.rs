@@ -14,6 +14,7 @@ pub mod check;
 pub mod dtype;
 pub mod error;
 pub mod format;
+pub mod grad;
 pub mod host;
 pub mod null;
 pub mod reference;
@@ -30,6 +31,7 @@ pub use backend::{
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use format::{BlockFormat, FormatId};
+pub use grad::Grad;
 pub use rope::{RopeFreqs, RopeLayout};
 pub use shape::Shape;
 pub use tensor::{Buffer, Storage, Tensor};

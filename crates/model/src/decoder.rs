@@ -71,7 +71,7 @@ impl Layer {
         &self,
         step: &Step<'_>,
         h: Tensor,
-        kv: &mut LayerKv,
+        kv: Option<&mut LayerKv>,
         index: usize,
         probe: &mut dyn Probe,
     ) -> Result<Tensor> {
@@ -115,13 +115,26 @@ impl Decoder {
     /// # Errors
     /// If the backend fails.
     pub fn trunk(&self, h: Tensor, batch: &Batch, kv: &mut KvPool, probe: &mut dyn Probe) -> Result<Tensor> {
+        self.run(h, batch, Some(kv), probe)
+    }
+
+    /// [`Decoder::trunk`] without a cache, for training: every span is a whole sequence from position 0 and its rows see
+    /// each other's fresh keys and values.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn trunk_fresh(&self, h: Tensor, batch: &Batch, probe: &mut dyn Probe) -> Result<Tensor> {
+        self.run(h, batch, None, probe)
+    }
+
+    fn run(&self, h: Tensor, batch: &Batch, mut kv: Option<&mut KvPool>, probe: &mut dyn Probe) -> Result<Tensor> {
         let b = &*self.backend;
         let rope = b.rope_table(&batch.positions, &self.freqs)?;
         let step = self.step(batch, &rope);
         probe.tap(None, "embed", b, &h)?;
         let mut h = h;
         for (i, layer) in self.layers.iter().enumerate() {
-            h = layer.forward(&step, h, &mut kv.layers[i], i, probe)?;
+            h = layer.forward(&step, h, kv.as_mut().map(|kv| &mut kv.layers[i]), i, probe)?;
         }
         let h = b.rms_norm(&h, &self.norm, self.spec.eps)?;
         probe.tap(None, "final_norm", b, &h)?;
@@ -152,20 +165,53 @@ impl Decoder {
         kv: &mut KvPool,
         probe: &mut dyn Probe,
     ) -> Result<Option<Tensor>> {
-        let mtp = self.mtp.as_ref().expect("invariant: only a model with a prediction block drafts");
+        let h = self.draft_trunk(hidden, batch, Some(kv), probe)?;
+        if batch.logit_rows.is_empty() {
+            return Ok(None);
+        }
+        self.draft_head(&self.backend.select_rows(&h, &batch.logit_rows)?).map(Some)
+    }
+
+    /// [`Decoder::draft`] up to its head's norm, for every row: `[tokens, dim]`. Without a cache as
+    /// [`Decoder::trunk_fresh`].
+    ///
+    /// # Errors
+    /// If the backend fails.
+    ///
+    /// # Panics
+    /// If the model has no prediction block.
+    pub fn draft_trunk(
+        &self,
+        hidden: &Tensor,
+        batch: &Batch,
+        kv: Option<&mut KvPool>,
+        probe: &mut dyn Probe,
+    ) -> Result<Tensor> {
+        let mtp = self.mtp();
         let (b, eps, index) = (&*self.backend, self.spec.eps, self.layers.len());
         let e = b.embed(mtp.embed.as_ref().unwrap_or(&self.embed), &batch.tokens)?;
         let e = b.rms_norm(&e, &mtp.embed_norm, eps)?;
         let x = b.rms_norm(hidden, &mtp.hidden_norm, eps)?;
         let h = mtp.proj.forward(b, &b.concat_cols(&e, &x)?)?;
         let rope = b.rope_table(&batch.positions, &self.freqs)?;
-        let h = mtp.layer.forward(&self.step(batch, &rope), h, &mut kv.layers[index], index, probe)?;
-        if batch.logit_rows.is_empty() {
-            return Ok(None);
-        }
-        let h = b.rms_norm(&b.select_rows(&h, &batch.logit_rows)?, &mtp.head_norm, eps)?;
-        let head = mtp.head.as_ref().or(self.head.as_ref()).unwrap_or(&self.embed);
-        self.project(&h, head).map(Some)
+        let kv = kv.map(|kv| &mut kv.layers[index]);
+        let h = mtp.layer.forward(&self.step(batch, &rope), h, kv, index, probe)?;
+        b.rms_norm(&h, &mtp.head_norm, eps)
+    }
+
+    /// Logits of the prediction block's normed hidden states.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    ///
+    /// # Panics
+    /// If the model has no prediction block.
+    pub fn draft_head(&self, h: &Tensor) -> Result<Tensor> {
+        self.project(h, self.mtp().head.as_ref().or(self.head.as_ref()).unwrap_or(&self.embed))
+    }
+
+    fn mtp(&self) -> &Mtp {
+        self.mtp.as_ref().expect("invariant: only a model with a prediction block drafts")
     }
 
     fn project(&self, h: &Tensor, weight: &Resident) -> Result<Tensor> {

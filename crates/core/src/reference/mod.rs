@@ -8,6 +8,8 @@
 //! opens tensors, checks shapes, and calls them.
 
 pub mod attend;
+pub mod grad;
+mod grad_ops;
 pub mod linear;
 pub mod route;
 pub mod rows;

@@ -25,7 +25,7 @@ pub struct Gqa {
 
 impl Gqa {
     /// See [`super::MixerLayer::forward`].
-    pub fn forward(&self, step: &Step<'_>, x: &Tensor, kv: &mut LayerKv) -> Result<Tensor> {
+    pub fn forward(&self, step: &Step<'_>, x: &Tensor, kv: Option<&mut LayerKv>) -> Result<Tensor> {
         let (b, spec) = (step.b, &self.spec);
         let mut qkv = b.linear(x, &[self.q.proj(), self.k.proj(), self.v.proj()])?;
         let v = qkv.remove(2);
@@ -37,12 +37,18 @@ impl Gqa {
         }
         let q = b.rope(q, step.rope, spec.heads, 0, step.layout)?;
         let k = b.rope(k, step.rope, spec.kv_heads, 0, step.layout)?;
-        let [k_cache, v_cache] = &mut kv[..] else {
-            panic!("invariant: grouped-query attention caches keys and values")
+        let view = match kv {
+            None => KvView::Fresh { k: &k, v: &v },
+            Some(kv) => {
+                let [k_cache, v_cache] = &mut kv[..] else {
+                    panic!("invariant: grouped-query attention caches keys and values");
+                };
+                b.kv_write(k_cache, &k, &step.batch.slots)?;
+                b.kv_write(v_cache, &v, &step.batch.slots)?;
+                KvView::Paged { k: k_cache, v: v_cache }
+            }
         };
-        b.kv_write(k_cache, &k, &step.batch.slots)?;
-        b.kv_write(v_cache, &v, &step.batch.slots)?;
-        let o = b.attend(&q, KvView::Paged { k: k_cache, v: v_cache }, &step.batch.spans(), spec)?;
+        let o = b.attend(&q, view, &step.batch.spans(), spec)?;
         self.out.forward(b, &o)
     }
 

@@ -3,7 +3,7 @@
 //! The cache holds per token the normed latent c and the rotated key k_r, 576 numbers for V3. Scores are
 //! q_n·(W_k c) + q_r·k_r; whether W_k is applied to c (plain) or to q_n (absorbed) is chosen per span.
 
-use fathom_core::{HeadProj, LatentSpec, Resident, Result, Tensor};
+use fathom_core::{AttendSpec, HeadProj, KvView, LatentSpec, Mask, Proj, Resident, Result, Tensor};
 
 use super::Step;
 use crate::kv::LayerKv;
@@ -55,9 +55,8 @@ pub struct Mla {
 
 impl Mla {
     /// See [`super::MixerLayer::forward`].
-    pub fn forward(&self, step: &Step<'_>, x: &Tensor, kv: &mut LayerKv) -> Result<Tensor> {
+    pub fn forward(&self, step: &Step<'_>, x: &Tensor, kv: Option<&mut LayerKv>) -> Result<Tensor> {
         let (b, spec) = (step.b, &self.spec);
-        let [cache] = &mut kv[..] else { panic!("invariant: latent attention caches one stream") };
 
         let (q, kv_a) = match &self.q {
             QueryProj::Full(q) => {
@@ -77,11 +76,39 @@ impl Mla {
         let c = b.rms_norm(&b.slice_cols(&kv_a, 0, spec.rank)?, &self.kv_norm, step.eps)?;
         let k_r = b.slice_cols(&kv_a, spec.rank, spec.rank + spec.rope)?;
         let k_r = b.rope(k_r, step.rope, 1, 0, step.layout)?;
-        b.kv_write(cache, &b.concat_cols(&c, &k_r)?, &step.batch.slots)?;
-
-        let (k, v) = self.head_projs();
-        let o = b.attend_latent(&q, cache, k, v, &step.batch.spans(), spec)?;
+        let o = match kv {
+            None => self.attend_fresh(step, &q, &c, &k_r)?,
+            Some(kv) => {
+                let [cache] = &mut kv[..] else { panic!("invariant: latent attention caches one stream") };
+                b.kv_write(cache, &b.concat_cols(&c, &k_r)?, &step.batch.slots)?;
+                let (k, v) = self.head_projs();
+                b.attend_latent(&q, cache, k, v, &step.batch.spans(), spec)?
+            }
+        };
         self.out.forward(b, &o)
+    }
+
+    /// Attention over this batch's own rows, composed of operations that have derivatives: keys and values
+    /// of every head are expanded from the latent, and each head's key gets the shared rotated part.
+    fn attend_fresh(&self, step: &Step<'_>, q: &Tensor, c: &Tensor, k_r: &Tensor) -> Result<Tensor> {
+        let LatentSpec { heads, nope, rope, v_dim, scale, .. } = self.spec;
+        let b = step.b;
+        let LatentWeights::Fused(weight) = &self.kv_b else {
+            panic!("invariant: a model that learns keeps its key and value projections in one weight");
+        };
+        let kv = b.linear(c, &[Proj { weight, bias: None }])?.remove(0);
+        let mut keys: Option<Tensor> = None;
+        let mut values: Option<Tensor> = None;
+        for at in (0..heads).map(|h| h * (nope + v_dim)) {
+            let k = b.concat_cols(&b.slice_cols(&kv, at, at + nope)?, k_r)?;
+            let v = b.slice_cols(&kv, at + nope, at + nope + v_dim)?;
+            keys = Some(keys.map_or(Ok(k.clone()), |all| b.concat_cols(&all, &k))?);
+            values = Some(values.map_or(Ok(v.clone()), |all| b.concat_cols(&all, &v))?);
+        }
+        let no_heads = "invariant: attention has a head";
+        let (k, v) = (keys.expect(no_heads), values.expect(no_heads));
+        let spec = AttendSpec { heads, kv_heads: heads, head_dim: nope + rope, v_dim, scale, mask: Mask::Causal };
+        b.attend(q, KvView::Fresh { k: &k, v: &v }, &step.batch.spans(), &spec)
     }
 
     fn head_projs(&self) -> (HeadProj<'_>, HeadProj<'_>) {

@@ -34,8 +34,9 @@ pub struct Step<'a> {
 }
 
 impl MixerLayer {
-    /// `x: [tokens, dim]`, normed → the block's attention output `[tokens, dim]`.
-    pub fn forward(&self, step: &Step<'_>, x: &Tensor, kv: &mut LayerKv) -> Result<Tensor> {
+    /// `x: [tokens, dim]`, normed → the block's attention output `[tokens, dim]`. Without a cache, rows see the fresh
+    /// keys and values of their own span.
+    pub fn forward(&self, step: &Step<'_>, x: &Tensor, kv: Option<&mut LayerKv>) -> Result<Tensor> {
         match self {
             MixerLayer::Gqa(m) => m.forward(step, x, kv),
             MixerLayer::Mla(m) => m.forward(step, x, kv),
