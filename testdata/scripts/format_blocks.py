@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Writes testdata/formats/: golden blocks for every block format that ggml has.
+"""Writes testdata/formats/: golden blocks for every block format.
 
-NAME.decode.bin: blocks, then their numbers as f32, by gguf.quants.dequantize of gguf-py.
-NAME.encode.bin: numbers as f32, then their blocks, by gguf.quants.quantize (formats where that exists).
+NAME.decode.bin: blocks, then their numbers as f32, by gguf.quants.dequantize of gguf-py; for FP8 and its scales
+all 256 bytes, by ml_dtypes.
+NAME.encode.bin: numbers as f32, then their blocks, by gguf.quants.quantize (formats where that exists) or ml_dtypes.
 Blocks are random bytes with finite scales of every magnitude, among them zero, subnormal and the largest, and one
-block whose bytes are all ones. Run: pip install gguf==0.19.0 numpy; python format_blocks.py; commit with SHA256SUMS.
+block whose bytes are all ones. Run: pip install gguf==0.19.0 ml_dtypes==0.6.0 numpy; python format_blocks.py; commit
+with SHA256SUMS.
 """
 
 import hashlib
 import pathlib
 
+import ml_dtypes
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
@@ -48,10 +51,10 @@ def encode_numbers(rng, name):
 
 
 def main():
-    rng = np.random.default_rng(20261123)
     OUT.mkdir(exist_ok=True)
     sums = []
     for name, fields in FORMATS.items():
+        rng = np.random.default_rng(list(name.encode()))  # its own, so that a new format changes no other's file
         kind = GGMLQuantizationType[name]
         blocks = decode_blocks(rng, name, fields)
         with np.errstate(all="ignore"):
@@ -60,10 +63,21 @@ def main():
         if name in ENCODED:
             x = encode_numbers(rng, name)
             files[f"{name}.encode.bin"] = x.astype("<f4").tobytes() + quants.quantize(x, kind).tobytes()
-        for file, data in files.items():
-            (OUT / file).write_bytes(data)
-            sums.append(f"{hashlib.sha256(data).hexdigest()}  {file}\n")
+        write(files, sums)
+    for name, kind in {"F8_E4M3": ml_dtypes.float8_e4m3fn, "UE8M0": ml_dtypes.float8_e8m0fnu}.items():
+        blocks = np.arange(256, dtype=np.uint8)
+        write({f"{name}.decode.bin": blocks.tobytes() + blocks.view(kind).astype("<f4").tobytes()}, sums)
+    rng = np.random.default_rng(8)
+    x = np.concatenate([rng.normal(0, s, 64) for s in (1e-4, 1e-2, 1, 100)]).clip(-448, 448).astype("<f4")
+    x = np.concatenate([x, np.arange(-32, 32, dtype="<f4") / 1024 + np.float32(1 / 2048), np.zeros(1, "<f4")])
+    write({"F8_E4M3.encode.bin": x.tobytes() + x.astype(ml_dtypes.float8_e4m3fn).tobytes()}, sums)
     (OUT / "SHA256SUMS").write_text("".join(sums))
+
+
+def write(files, sums):
+    for file, data in files.items():
+        (OUT / file).write_bytes(data)
+        sums.append(f"{hashlib.sha256(data).hexdigest()}  {file}\n")
 
 
 main()

@@ -88,9 +88,14 @@ impl BlockFormat for Ue8M0 {
         };
     }
     fn encode_block(&self, x: &[f32], out: &mut [u8]) -> bool {
-        // Half a mantissa more carries into the exponent exactly when the next power of two is nearer.
-        let bits = x[0].max(0.0).to_bits().saturating_add(1 << 22);
-        out[0] = if x[0].is_nan() { 255 } else { (bits >> 23).min(254) as u8 };
+        let bits = x[0].max(0.0).to_bits();
+        out[0] = match bits {
+            _ if x[0].is_nan() => 255,
+            // Below the smallest normal f32 there is no mantissa to round: 2^-127 up to one and a half of it.
+            0..0x60_0000 => 0,
+            // Half a mantissa more carries into the exponent exactly when the next power of two is nearer.
+            _ => (bits.saturating_add(1 << 22) >> 23).min(254) as u8,
+        };
         true
     }
 }
