@@ -87,18 +87,19 @@ fn searched_scales_are_as_good_as_ggml() {
 fn worst_part(id: FormatId) -> f32 {
     match id {
         format::F16 | format::BF16 => 1.0 / 256.0,
-        // FP8 has no scale of its own: see its table test.
-        format::F8_E4M3 | format::UE8M0 => f32::MAX,
         format::Q8_0 => 1.0 / 220.0,
-        format::Q6_K => 1.0 / 24.0,
-        format::Q5_1 | format::Q5_K => 1.0 / 16.0,
-        format::Q5_0 => 1.0 / 15.0,
-        format::Q4_1 | format::Q4_K => 1.0 / 8.0,
-        format::Q4_0 | format::IQ4_NL | format::IQ4_XS => 1.0 / 6.0,
-        format::Q3_K => 0.4,
+        format::Q6_K => 1.0 / 16.0,
+        format::Q5_0 | format::Q5_1 => 1.0 / 15.0,
+        format::Q5_K => 1.0 / 8.0,
+        format::Q4_0 | format::Q4_1 => 1.0 / 7.0,
+        format::Q4_K | format::IQ4_NL | format::IQ4_XS => 1.0 / 4.0,
+        format::Q3_K => 0.5,
         _ => 1.0,
     }
 }
+
+/// Half the smallest step of an f16.
+const HALF_STEP: f32 = 1.0 / (1 << 25) as f32;
 
 fn any_block() -> impl Strategy<Value = Vec<f32>> {
     // Blocks of one magnitude between 2^-4 and 2^15 (much below, f16 scales lose their bits), zeros among them.
@@ -115,12 +116,13 @@ proptest! {
 
     #[test]
     fn every_number_comes_back_near(x in any_block()) {
-        for id in coded() {
+        // The one-byte formats have no scale; their tables are tested below.
+        for id in coded().filter(|f| f.get().block_bytes() > 1) {
             let y = Weight::encode(id, 1, 256, &x).unwrap().decode();
             for (xs, ys) in x.chunks(id.get().block_elems()).zip(y.chunks(id.get().block_elems())) {
                 let peak = xs.iter().fold(0f32, |m, v| m.max(v.abs()));
                 for (a, b) in xs.iter().zip(ys) {
-                    prop_assert!((a - b).abs() <= worst_part(id) * peak, "{}: {} became {}", id, a, b);
+                    prop_assert!((a - b).abs() <= worst_part(id) * peak + HALF_STEP, "{}: {} became {}", id, a, b);
                 }
             }
         }
