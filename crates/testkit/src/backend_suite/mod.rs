@@ -155,18 +155,24 @@ impl Suite {
     }
 }
 
-/// Runs every case on the backend that `make` gives and returns how many there were.
-///
-/// # Panics
-/// With the list of all failed cases, if there are any.
-pub fn backend_suite(make: &dyn Fn() -> Arc<dyn Backend>, tolerance: Tolerance) -> usize {
+/// Runs every case on the backend that `make` gives; returns how many there were and what failed.
+pub fn failures(make: &dyn Fn() -> Arc<dyn Backend>, tolerance: Tolerance) -> (usize, Vec<String>) {
     let mut suite = Suite { subject: make(), reference: Reference::new(), tolerance, cases: 0, failures: Vec::new() };
     rows::cases(&mut suite);
     linear::cases(&mut suite);
     route::cases(&mut suite);
     attend::cases(&mut suite);
     invariance::cases(&mut suite);
-    let (failed, shown) = (suite.failures.len(), suite.failures.iter().take(40).cloned().collect::<Vec<_>>());
-    assert!(failed == 0, "{failed} of {} cases failed:\n{}", suite.cases, shown.join("\n"));
-    suite.cases
+    (suite.cases, suite.failures)
+}
+
+/// Runs every case on the backend that `make` gives and returns how many there were.
+///
+/// # Panics
+/// With the first failed cases, if there are any.
+pub fn backend_suite(make: &dyn Fn() -> Arc<dyn Backend>, tolerance: Tolerance) -> usize {
+    let (cases, failed) = failures(make, tolerance);
+    let shown = &failed[..failed.len().min(40)];
+    assert!(failed.is_empty(), "{} of {cases} cases failed:\n{}", failed.len(), shown.join("\n"));
+    cases
 }
