@@ -56,6 +56,11 @@ impl Bytes {
         &self.source.bytes()[self.range.clone()]
     }
 
+    /// Whether the bytes lie in `source`.
+    pub fn is_from(&self, source: &Arc<dyn ByteSource>) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.source), Arc::as_ptr(source))
+    }
+
     /// Number of bytes.
     pub fn len(&self) -> usize {
         self.range.len()

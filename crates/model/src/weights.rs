@@ -5,12 +5,13 @@
 //! lacks is a fault, what the file has and nobody asked for is listed.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use fathom_core::{
     AttendSpec, Backend, BlockScales, Experts, FormatId, LatentSpec, Mask, Resident, ResidentExperts, Weight, format,
 };
-use fathom_files::{Archive, Fault, Faults, Kind};
+use fathom_files::{Archive, Fault, Faults, Kind, TensorInfo};
 
 use crate::decoder::{Decoder, Layer, Mtp};
 use crate::error::{Error, Result};
@@ -26,13 +27,117 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 /// Columns and rows that share a scale in DeepSeek's FP8 files (V3 paper, section 3.3).
 const FP8_BLOCK: (usize, usize) = (128, 128);
 
+/// Where tensors come from: a model's files, or a trainer's parameters.
+pub trait TensorSource {
+    /// How they are named.
+    fn naming(&self) -> Naming;
+
+    /// The tensor `name`, if there is one.
+    ///
+    /// # Errors
+    /// If its type is none that fathom computes with.
+    fn tensor(&self, name: &str) -> std::result::Result<Option<TensorInfo>, Fault>;
+
+    /// Whether there is a tensor `name`.
+    fn contains(&self, name: &str) -> bool;
+
+    /// The file that holds the tensor `name`, or should: for messages.
+    fn file_of(&self, name: &str) -> &Path;
+
+    /// Bytes of all tensors.
+    fn total_bytes(&self) -> u64;
+}
+
+impl TensorSource for Archive {
+    fn naming(&self) -> Naming {
+        if self.kind() == Kind::Gguf { Naming::Gguf } else { Naming::Hf }
+    }
+
+    fn tensor(&self, name: &str) -> std::result::Result<Option<TensorInfo>, Fault> {
+        self.tensor(name)
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.contains(name)
+    }
+
+    fn file_of(&self, name: &str) -> &Path {
+        self.file_of(name).unwrap_or(self.path())
+    }
+
+    fn total_bytes(&self) -> u64 {
+        self.total_bytes()
+    }
+}
+
+/// A tensor that a spec demands, as `[rows, cols]`; experts lie one below the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Which.
+    pub id: TensorId,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// Experts that the rows are shared among; 1 otherwise.
+    pub experts: usize,
+}
+
+/// Every tensor that a model of this spec is made of, under its GGUF name: what a trainer begins with.
+pub fn demanded(spec: &ModelSpec) -> Vec<Demand> {
+    struct Nothing;
+    impl TensorSource for Nothing {
+        fn naming(&self) -> Naming {
+            Naming::Gguf
+        }
+        fn tensor(&self, _name: &str) -> std::result::Result<Option<TensorInfo>, Fault> {
+            Ok(None)
+        }
+        fn contains(&self, _name: &str) -> bool {
+            false
+        }
+        fn file_of(&self, _name: &str) -> &Path {
+            Path::new("")
+        }
+        fn total_bytes(&self) -> u64 {
+            0
+        }
+    }
+    let mut loader =
+        Loader { finder: Finder::new(&Nothing), backend: None, progress: &mut |_, _| {}, done: 0, error: None };
+    loader.decoder(spec, None);
+    loader.finder.demanded
+}
+
+/// Every tensor that [`demanded`] lists, decoded to f32.
+///
+/// # Errors
+/// All faults at once.
+pub fn decoded(spec: &ModelSpec, source: &dyn TensorSource) -> Result<Vec<(Demand, Vec<f32>)>> {
+    let mut finder = Finder::new(source);
+    let mut all = Vec::new();
+    for d in demanded(spec) {
+        let mut values = Vec::with_capacity(d.rows * d.cols);
+        if d.experts > 1 && finder.naming == Naming::Hf {
+            for e in 0..d.experts {
+                let weight = finder.weight(TensorId { expert: Some(e), ..d.id }, d.rows / d.experts, d.cols);
+                values.extend(weight.into_iter().flat_map(|w| w.decode()));
+            }
+        } else if let Some(weight) = finder.weight(d.id, d.rows, d.cols) {
+            values = weight.decode();
+        }
+        all.push((d, values));
+    }
+    finder.faults.or(all).map_err(Error::from)
+}
+
 /// Amends a spec by what only the tensors tell: a head that is not there, a missing prediction block,
 /// frequency divisors.
 ///
 /// # Errors
 /// If the divisors are broken.
 pub fn complete(spec: &mut ModelSpec, archive: &Archive) -> Result<()> {
-    let naming = naming(archive);
+    let naming = TensorSource::naming(archive);
     let has = |id: TensorId| id.name(naming).is_some_and(|n| archive.contains(&n));
     if naming == Naming::Gguf && !has(TensorId::global(Slot::Output)) {
         spec.tied = true;
@@ -66,21 +171,31 @@ pub fn complete(spec: &mut ModelSpec, archive: &Archive) -> Result<()> {
 /// # Errors
 /// All faults at once.
 pub fn check(spec: &ModelSpec, archive: &Archive) -> Result<Vec<String>> {
+    let used = checked(spec, archive)?;
+    Ok(archive.names().filter(|n| !used.contains(*n)).map(str::to_owned).collect())
+}
+
+/// Checks every tensor of `spec`; returns the names that it uses.
+fn checked(spec: &ModelSpec, source: &dyn TensorSource) -> Result<BTreeSet<String>> {
     let mut loader =
-        Loader { finder: Finder::new(archive), backend: None, progress: &mut |_, _| {}, done: 0, error: None };
+        Loader { finder: Finder::new(source), backend: None, progress: &mut |_, _| {}, done: 0, error: None };
     loader.decoder(spec, None);
     let used = loader.finder.used;
-    loader.finder.faults.or(())?;
-    Ok(archive.names().filter(|n| !used.contains(*n)).map(str::to_owned).collect())
+    loader.finder.faults.or(used).map_err(Error::from)
 }
 
 /// Uploads every tensor of `spec` to `backend`.
 ///
 /// # Errors
 /// All faults at once, or the first failure of the backend.
-pub fn load(spec: &ModelSpec, archive: &Archive, backend: Arc<dyn Backend>, progress: Progress<'_>) -> Result<Decoder> {
-    check(spec, archive)?;
-    let mut loader = Loader { finder: Finder::new(archive), backend: Some(&*backend), progress, done: 0, error: None };
+pub fn load(
+    spec: &ModelSpec,
+    source: &dyn TensorSource,
+    backend: Arc<dyn Backend>,
+    progress: Progress<'_>,
+) -> Result<Decoder> {
+    checked(spec, source)?;
+    let mut loader = Loader { finder: Finder::new(source), backend: Some(&*backend), progress, done: 0, error: None };
     let decoder = loader.decoder(spec, Some(backend.clone()));
     match (decoder, loader.error) {
         (Some(decoder), None) => Ok(decoder),
@@ -89,29 +204,28 @@ pub fn load(spec: &ModelSpec, archive: &Archive, backend: Arc<dyn Backend>, prog
     }
 }
 
-fn naming(archive: &Archive) -> Naming {
-    if archive.kind() == Kind::Gguf { Naming::Gguf } else { Naming::Hf }
-}
-
 /// Finds tensors, checks their shapes and notes what is wrong.
 struct Finder<'a> {
-    archive: &'a Archive,
+    source: &'a dyn TensorSource,
     naming: Naming,
     used: BTreeSet<String>,
+    demanded: Vec<Demand>,
     faults: Faults,
 }
 
 impl<'a> Finder<'a> {
-    fn new(archive: &'a Archive) -> Self {
-        Finder { archive, naming: naming(archive), used: BTreeSet::new(), faults: Faults::default() }
+    fn new(source: &'a dyn TensorSource) -> Self {
+        let naming = source.naming();
+        Finder { source, naming, used: BTreeSet::new(), demanded: Vec::new(), faults: Faults::default() }
     }
 
     fn has(&self, id: TensorId) -> bool {
-        id.name(self.naming).is_some_and(|n| self.archive.contains(&n))
+        id.name(self.naming).is_some_and(|n| self.source.contains(&n))
     }
 
     /// The tensor `id` as `[rows, cols]`; leading dimensions count as rows.
     fn weight(&mut self, id: TensorId, rows: usize, cols: usize) -> Option<Weight> {
+        self.demanded.push(Demand { id, rows, cols, experts: 1 });
         let Some(name) = id.name(self.naming) else {
             panic!("invariant: {id} exists in the layout {:?}", self.naming);
         };
@@ -126,10 +240,8 @@ impl<'a> Finder<'a> {
 
     fn find(&mut self, name: &str, rows: usize, cols: usize) -> std::result::Result<Weight, Fault> {
         let expected = if rows == 1 { format!("[{cols}]") } else { format!("[{rows}, {cols}]") };
-        let fail = |expected: String, found: String| {
-            Fault::tensor(self.archive.file_of(name).unwrap_or(self.archive.path()), name, expected, found)
-        };
-        let Some(info) = self.archive.tensor(name)? else {
+        let fail = |expected: String, found: String| Fault::tensor(self.source.file_of(name), name, expected, found);
+        let Some(info) = self.source.tensor(name)? else {
             return Err(fail(expected, "no such tensor".to_owned()));
         };
         let found_cols = info.shape.last().copied().unwrap_or(1);
@@ -139,23 +251,15 @@ impl<'a> Finder<'a> {
         }
         self.used.insert(name.to_owned());
         let scales = if info.format == format::F8_E4M3 { Some(self.scales(name, rows, cols)?) } else { None };
-        Weight::new(info.format, rows, cols, info.bytes, scales).map_err(|e| {
-            Fault::tensor(
-                self.archive.file_of(name).unwrap_or(self.archive.path()),
-                name,
-                "whole blocks",
-                e.to_string(),
-            )
-        })
+        Weight::new(info.format, rows, cols, info.bytes, scales)
+            .map_err(|e| Fault::tensor(self.source.file_of(name), name, "whole blocks", e.to_string()))
     }
 
     fn scales(&mut self, weight: &str, rows: usize, cols: usize) -> std::result::Result<BlockScales, Fault> {
         let name = format!("{weight}_scale_inv");
-        let fail = |expected: String, found: String| {
-            Fault::tensor(self.archive.file_of(&name).unwrap_or(self.archive.path()), &name, expected, found)
-        };
+        let fail = |expected: String, found: String| Fault::tensor(self.source.file_of(&name), &name, expected, found);
         let shape = [rows.div_ceil(FP8_BLOCK.0), cols.div_ceil(FP8_BLOCK.1)];
-        let Some(info) = self.archive.tensor(&name)? else {
+        let Some(info) = self.source.tensor(&name)? else {
             return Err(fail(format!("the scales {shape:?} of {weight}"), "no such tensor".to_owned()));
         };
         if info.shape != shape {
@@ -183,7 +287,7 @@ impl Loader<'_> {
         match result {
             Ok(t) => {
                 self.done += bytes as u64;
-                (self.progress)(self.done, self.finder.archive.total_bytes());
+                (self.progress)(self.done, self.finder.source.total_bytes());
                 Some(t)
             }
             Err(source) => {
@@ -374,7 +478,11 @@ impl Loader<'_> {
     fn experts(&mut self, slot: Slot, i: usize, experts: usize, rows: usize, cols: usize) -> Option<ResidentExperts> {
         let id = TensorId::layer(slot, i);
         let all = match self.finder.naming {
-            Naming::Gguf => Experts::Stacked { weight: self.finder.weight(id, experts * rows, cols)?, experts },
+            Naming::Gguf => {
+                let weight = self.finder.weight(id, experts * rows, cols);
+                self.finder.demanded.last_mut().expect("invariant: it was just demanded").experts = experts;
+                Experts::Stacked { weight: weight?, experts }
+            }
             Naming::Hf => {
                 let each: Vec<Option<Weight>> =
                     (0..experts).map(|e| self.finder.weight(TensorId { expert: Some(e), ..id }, rows, cols)).collect();

@@ -1,0 +1,12 @@
+#![forbid(unsafe_code)]
+//! Floor 4: the decoder that serves, learning.
+//!
+//! [`Tape`] records what a decoder does and walks it back; [`Params`] holds the weights that learn; [`optim`] changes them.
+//!
+//! It must not know: a model's family, a particular backend. Start at [`tape`].
+
+pub mod params;
+pub mod tape;
+
+pub use params::{Param, Params};
+pub use tape::Tape;
