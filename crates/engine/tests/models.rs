@@ -1,0 +1,177 @@
+//! The engine over real decoders: whatever is batched, cut into chunks, cached, guessed ahead or preempted, tokens and
+//! log-probabilities are those of a run alone, bit for bit; and greedy text is the recorded one.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use fathom_core::DType;
+use fathom_core::reference::Reference;
+use fathom_engine::golden::{Golden, find};
+use fathom_engine::speculate::DraftPolicy;
+use fathom_engine::{
+    Event, Flow, Id, Meter, ModelRunner, Request, Reuse, RunnerOptions, Sampling, ScheduleOptions, Speculation, Usage,
+    Worker, WorkerOptions,
+};
+use fathom_model::Model;
+
+fn golden(name: &str) -> Golden {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models").join(name);
+    find(&dir).unwrap().into_iter().find(|g| g.model == dir).unwrap()
+}
+
+struct Setting {
+    step_tokens: usize,
+    reuse: Reuse,
+    speculation: Speculation,
+    cache_tokens: usize,
+}
+
+impl Setting {
+    /// Whole prompts, nothing shared, nothing guessed.
+    fn plain() -> Self {
+        Setting { step_tokens: 4096, reuse: Reuse::Off, speculation: Speculation::Off, cache_tokens: 4096 }
+    }
+}
+
+fn worker(golden: &Golden, setting: &Setting) -> Worker {
+    let model = Model::open(&golden.model, &golden.options).unwrap();
+    let decoder = model.load(Arc::new(Reference::new()), &mut |_, _| {}).unwrap();
+    let drafts = setting.speculation == Speculation::Head;
+    let options = RunnerOptions { context: None, cache_tokens: Some(setting.cache_tokens), kv: DType::F32, drafts };
+    let runner = ModelRunner::new(decoder, options).unwrap();
+    let schedule = ScheduleOptions { step_tokens: setting.step_tokens, sequences: 8, reuse: setting.reuse };
+    // Drafts are never given up here, right or wrong.
+    let drafts = DraftPolicy { sequences: 8, worth: 0.0, rest: 0 };
+    let options = WorkerOptions { schedule, step_seconds: None, speculation: setting.speculation, drafts };
+    Worker::new(Box::new(runner), options, Meter::none()).unwrap()
+}
+
+/// An answer: tokens, log-probabilities, usage.
+#[derive(Clone, Debug, Default)]
+struct Answer {
+    tokens: Vec<u32>,
+    bits: Vec<u32>,
+    usage: Usage,
+}
+
+impl PartialEq for Answer {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.tokens, &self.bits) == (&other.tokens, &other.bits)
+    }
+}
+
+/// Runs requests, each submitted after as many steps as its place times `every`.
+fn run(worker: &mut Worker, requests: &[Request], every: usize) -> Vec<Answer> {
+    let answers: Vec<Arc<Mutex<(Answer, bool)>>> = requests.iter().map(|_| Arc::default()).collect();
+    let mut step = 0;
+    loop {
+        for (i, request) in requests.iter().enumerate() {
+            if i * every == step || (every == 0 && step == 0) {
+                let answer = Arc::clone(&answers[i]);
+                let sink = move |event: Event<'_>| {
+                    let (answer, ended) = &mut *answer.lock().unwrap();
+                    match event {
+                        Event::Token { token, logprob, .. } => {
+                            answer.tokens.push(token);
+                            answer.bits.push(logprob.unwrap().to_bits());
+                        }
+                        Event::Finished { usage, .. } => (answer.usage, *ended) = (usage, true),
+                        Event::Failed(error) => panic!("{error}"),
+                        _ => {}
+                    }
+                    Flow::Continue
+                };
+                worker.submit(Id(i as u64), request.clone(), Box::new(sink)).unwrap();
+            }
+        }
+        worker.step().unwrap();
+        step += 1;
+        if answers.iter().all(|a| a.lock().unwrap().1) {
+            let stats = worker.stats();
+            assert_eq!(stats.idle_blocks, stats.blocks, "no block leaked");
+            return answers.iter().map(|a| a.lock().unwrap().0.clone()).collect();
+        }
+    }
+}
+
+/// Greedy and sampled continuations of the recorded prompts.
+fn requests(golden: &Golden, tokens: usize) -> Vec<Request> {
+    let mut all = Vec::new();
+    for (i, prompt) in golden.prompts.iter().filter(|p| p.ids.len() > 1).enumerate() {
+        let mut request = Request::new(prompt.ids.clone());
+        (request.max_tokens, request.logprobs) = (Some(tokens), Some(0));
+        all.push(request.clone());
+        request.sampling = Sampling { temperature: 0.9, top_p: 0.95, repetition_penalty: 1.1, ..Sampling::default() };
+        request.seed = Some(i as u64);
+        all.push(request);
+    }
+    all
+}
+
+fn alone(golden: &Golden, requests: &[Request]) -> Vec<Answer> {
+    let mut worker = worker(golden, &Setting::plain());
+    requests.iter().map(|r| run(&mut worker, std::slice::from_ref(r), 1).remove(0)).collect()
+}
+
+#[test]
+fn greedy_text_is_the_recorded_one() {
+    for name in ["qwen2", "llama", "qwen3", "deepseek_v2_lite", "deepseek_v3_fp8_mtp"] {
+        let golden = golden(name);
+        let mut worker = worker(&golden, &Setting { step_tokens: 50, reuse: Reuse::Exact, ..Setting::plain() });
+        let mut compared = 0;
+        for prompt in &golden.prompts {
+            let Some(greedy) = &prompt.greedy else { continue };
+            let mut request = Request::new(prompt.ids.clone());
+            (request.max_tokens, request.logprobs) = (Some(greedy.len()), Some(0));
+            assert_eq!(&run(&mut worker, &[request], 1)[0].tokens, greedy, "{name}, {}", prompt.name);
+            compared += 1;
+        }
+        assert!(compared > 0, "{name} has recorded continuations");
+    }
+}
+
+/// Everything at once, on plain attention, on latent attention with experts, and with a drafting head.
+#[test]
+fn together_is_as_alone_bit_for_bit() {
+    for name in ["qwen2", "deepseek_v2_lite", "deepseek_v3_fp8_mtp"] {
+        let golden = golden(name);
+        let requests = requests(&golden, 20);
+        let want = alone(&golden, &requests);
+        let mut speculations = vec![Speculation::Off, Speculation::Lookup { ngram: 1, ahead: 3 }];
+        if name.ends_with("mtp") {
+            speculations.push(Speculation::Head);
+        }
+        for speculation in speculations {
+            // Chunks of odd length, shared prefixes; the second time everything is found in the cache.
+            let setting = Setting { step_tokens: 37, reuse: Reuse::Exact, speculation, ..Setting::plain() };
+            let mut worker = worker(&golden, &setting);
+            assert!(run(&mut worker, &requests, 2) == want, "{name}, {speculation:?}");
+            let again = run(&mut worker, &requests, 0);
+            assert!(again == want, "{name}, {speculation:?}, cached");
+            let sum = |count: fn(&Usage) -> usize| again.iter().map(|a| count(&a.usage)).sum::<usize>();
+            assert!(sum(|u| u.cached) > sum(|u| u.prompt) / 2, "{name}: the cache was used");
+            let (drafted, accepted) = (sum(|u| u.drafted), sum(|u| u.accepted));
+            println!("{name}, {speculation:?}: {accepted} of {drafted} drafts right");
+            assert_eq!(drafted > 0, speculation != Speculation::Off);
+        }
+    }
+}
+
+/// A cache that does not hold them all: sequences are preempted, and nobody can tell from the text.
+#[test]
+fn preempted_is_as_uninterrupted_bit_for_bit() {
+    for name in ["qwen2", "deepseek_v2_lite"] {
+        let golden = golden(name);
+        let mut requests = requests(&golden, 150);
+        requests.retain(|r| r.prompt.len() < 40);
+        requests.truncate(4);
+        let want = alone(&golden, &requests);
+        for reuse in [Reuse::Off, Reuse::Exact] {
+            let setting = Setting { step_tokens: 64, reuse, cache_tokens: 5 * 64, ..Setting::plain() };
+            let got = run(&mut worker(&golden, &setting), &requests, 1);
+            assert!(got == want, "{name}, {reuse:?}");
+            let preempted: usize = got.iter().map(|a| a.usage.preempted).sum();
+            assert!(preempted > 0, "{name}: the cache was too small");
+        }
+    }
+}
