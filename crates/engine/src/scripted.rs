@@ -17,6 +17,8 @@ pub struct ScriptedRunner {
     slots: Vec<u64>,
     /// The drafting layer's slots.
     draft_slots: Vec<u64>,
+    /// Slots that the last step wrote, sorted; scratch.
+    written: Vec<u32>,
     /// History hash of every row of the last step: the "hidden state".
     hidden: Vec<u64>,
     /// One draft in this many is wrong; 0 = none.
@@ -53,7 +55,8 @@ impl ScriptedRunner {
     /// A runner with the given dimensions, one of whose drafts in `wrong_draft_every` misses (0 = none).
     pub fn new(info: RunnerInfo, wrong_draft_every: u64) -> Self {
         let slots = vec![0; info.cache_tokens()];
-        ScriptedRunner { draft_slots: slots.clone(), slots, hidden: Vec::new(), info, wrong_draft_every, rows: 0 }
+        let (written, hidden) = (Vec::new(), Vec::new());
+        ScriptedRunner { draft_slots: slots.clone(), slots, written, hidden, info, wrong_draft_every, rows: 0 }
     }
 
     /// The logits after a history, computed without any cache: the first `prompt` tokens in the plain form, the others in
@@ -80,9 +83,10 @@ impl Runner for ScriptedRunner {
         assert!(!batch.is_empty(), "invariant: a step computes at least one row");
         assert_eq!(batch.block, self.info.block_tokens, "invariant: the batch is cut like the cache");
         self.rows += batch.rows() as u64;
-        let mut written: Vec<u32> = batch.slots.clone();
-        written.sort_unstable();
-        assert!(written.windows(2).all(|w| w[0] != w[1]), "invariant: no two rows of a step share a slot");
+        self.written.clear();
+        self.written.extend(&batch.slots);
+        self.written.sort_unstable();
+        assert!(self.written.windows(2).all(|w| w[0] != w[1]), "invariant: no two rows of a step share a slot");
         for span in &batch.spans {
             for i in span.row..span.row + span.rows {
                 let position = batch.positions[i] as usize;

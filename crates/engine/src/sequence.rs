@@ -3,6 +3,7 @@
 //! A sequence knows its tokens; of these a prefix is computed, that is, stands in the cache. Prefill, decode, drafts to
 //! verify and resumption after preemption are all the same thing: known tokens that are not computed yet.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use fathom_core::rng::Rng;
@@ -146,6 +147,13 @@ impl Sequence {
         self.tokens.truncate(self.known);
         let room = self.room_for_drafts();
         self.tokens.extend(drafts.iter().take(room));
+    }
+
+    /// Replaces the drafts by known tokens that stood at `range`, as far as there is room.
+    pub fn draft_again(&mut self, range: Range<usize>) {
+        self.tokens.truncate(self.known);
+        let room = self.room_for_drafts();
+        self.tokens.extend_from_within(range.start..range.end.min(range.start + room));
     }
 
     /// Who goes first: the lesser.

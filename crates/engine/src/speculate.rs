@@ -4,6 +4,8 @@
 //! same random number as without drafts (rejected drafts use up none). So the text is exactly the text without speculation,
 //! greedy or sampled; only the number of steps changes. A sequence whose drafts mostly fail stops drafting for a while.
 
+use std::ops::Range;
+
 use fathom_core::LatentForm;
 use fathom_model::{Batch, Logits};
 
@@ -104,15 +106,12 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    /// What followed the newest tokens when they last stood in the sequence before.
-    pub fn find<'a>(&self, tokens: &'a [u32]) -> &'a [u32] {
-        let Some(at) = tokens.len().checked_sub(self.ngram) else { return &[] };
+    /// Where that stands which followed the newest tokens when they last stood in the sequence before.
+    pub fn find(&self, tokens: &[u32]) -> Range<usize> {
+        let Some(at) = tokens.len().checked_sub(self.ngram) else { return 0..0 };
         let newest = &tokens[at..];
         let found = tokens[..tokens.len() - 1].windows(self.ngram).rposition(|w| w == newest);
-        found.map_or(&[], |i| {
-            let after = &tokens[i + self.ngram..];
-            &after[..after.len().min(self.ahead)]
-        })
+        found.map_or(0..0, |i| i + self.ngram..tokens.len().min(i + self.ngram + self.ahead))
     }
 }
 
@@ -124,8 +123,8 @@ impl Proposer for Lookup {
         for segment in 0..scheduler.step().segments.len() {
             let at = scheduler.step().segments[segment].sequence;
             if wants(scheduler, at) {
-                let drafts = self.find(scheduler.running()[at].tokens()).to_vec();
-                scheduler.sequence(at).set_drafts(&drafts);
+                let found = self.find(scheduler.running()[at].tokens());
+                scheduler.sequence(at).draft_again(found);
             }
         }
         Ok(())
@@ -193,12 +192,12 @@ mod tests {
     #[test]
     fn lookup_repeats_the_newest_match() {
         let lookup = Lookup { ngram: 2, ahead: 3 };
-        assert_eq!(lookup.find(&[1, 2, 3, 4, 5, 1, 2]), &[3, 4, 5]);
-        assert_eq!(lookup.find(&[1, 2, 3, 1, 2, 9, 1, 2]), &[9, 1, 2]);
-        assert_eq!(lookup.find(&[7, 7, 7]), &[7]);
-        assert_eq!(lookup.find(&[1, 2, 3]), &[] as &[u32]);
-        assert_eq!(lookup.find(&[1]), &[] as &[u32]);
-        assert_eq!(lookup.find(&[1, 2]), &[] as &[u32]);
+        assert_eq!(lookup.find(&[1, 2, 3, 4, 5, 1, 2]), 2..5);
+        assert_eq!(lookup.find(&[1, 2, 3, 1, 2, 9, 1, 2]), 5..8);
+        assert_eq!(lookup.find(&[7, 7, 7]), 2..3);
+        assert_eq!(lookup.find(&[1, 2, 3]), 0..0);
+        assert_eq!(lookup.find(&[1]), 0..0);
+        assert_eq!(lookup.find(&[1, 2]), 0..0);
     }
 
     #[test]

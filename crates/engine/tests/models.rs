@@ -9,10 +9,10 @@ use fathom_core::reference::Reference;
 use fathom_engine::golden::{Golden, find};
 use fathom_engine::speculate::DraftPolicy;
 use fathom_engine::{
-    Event, Flow, Id, Meter, ModelRunner, Request, Reuse, RunnerOptions, Sampling, ScheduleOptions, Speculation, Usage,
-    Worker, WorkerOptions,
+    Event, Flow, Id, Meter, ModelRunner, Request, Reuse, Runner, RunnerInfo, RunnerOptions, Sampling, ScheduleOptions,
+    Speculation, StepOutput, Usage, Worker, WorkerOptions,
 };
-use fathom_model::Model;
+use fathom_model::{Batch, Model};
 
 fn golden(name: &str) -> Golden {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models").join(name);
@@ -155,6 +155,63 @@ fn together_is_as_alone_bit_for_bit() {
             assert_eq!(drafted > 0, speculation != Speculation::Off);
         }
     }
+}
+
+/// A runner that keeps the logits of the last draft.
+struct Listening(ModelRunner, Arc<Mutex<Vec<f32>>>);
+
+impl Runner for Listening {
+    fn info(&self) -> &RunnerInfo {
+        self.0.info()
+    }
+
+    fn step(&mut self, batch: &Batch, out: &mut StepOutput) -> fathom_engine::Result<()> {
+        self.0.step(batch, out)
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32, tokens: usize) -> fathom_engine::Result<()> {
+        self.0.copy_block(from, to, tokens)
+    }
+
+    fn draft(&mut self, batch: &Batch, rows: &[u32], out: &mut StepOutput) -> fathom_engine::Result<()> {
+        self.0.draft(batch, rows, out)?;
+        *self.1.lock().unwrap() = (0..out.rows()).flat_map(|i| out.row(i).to_vec()).collect();
+        Ok(())
+    }
+}
+
+/// The engine drives the drafting head as the reference does: after a prompt in chunks and its greedy token, the recorded logits.
+#[test]
+fn the_first_draft_is_the_recorded_one() {
+    let golden = golden("deepseek_v3_fp8_mtp");
+    let mut compared = 0;
+    for prompt in &golden.prompts {
+        let Some(want) = &prompt.first_draft else { continue };
+        let model = Model::open(&golden.model, &golden.options).unwrap();
+        let decoder = model.load(Arc::new(Reference::new()), &mut |_, _| {}).unwrap();
+        let options = RunnerOptions { context: None, cache_tokens: Some(512), kv: DType::F32, drafts: true };
+        let heard = Arc::default();
+        let runner = Listening(ModelRunner::new(decoder, options).unwrap(), Arc::clone(&heard));
+        let schedule = ScheduleOptions { step_tokens: 10, ..ScheduleOptions::default() };
+        let options = WorkerOptions { schedule, speculation: Speculation::Head, ..WorkerOptions::default() };
+        let mut worker = Worker::new(Box::new(runner), options, Meter::none()).unwrap();
+        let request = Request { max_tokens: Some(9), ..Request::new(prompt.ids.clone()) };
+        let first = Arc::new(Mutex::new(false));
+        let came = Arc::clone(&first);
+        let sink = move |event: Event<'_>| {
+            *came.lock().unwrap() |= matches!(event, Event::Token { .. });
+            Flow::Continue
+        };
+        worker.submit(Id(0), request, Box::new(sink)).unwrap();
+        while !*first.lock().unwrap() {
+            worker.step().unwrap();
+        }
+        let got = heard.lock().unwrap();
+        let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(got.len() == want.len() && worst <= 2e-4, "{}: {worst}", prompt.name);
+        compared += 1;
+    }
+    assert!(compared > 0, "there are recorded drafts");
 }
 
 /// A cache that does not hold them all: sequences are preempted, and nobody can tell from the text.
