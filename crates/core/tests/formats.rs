@@ -92,7 +92,7 @@ fn worst_part(id: FormatId) -> f32 {
         format::Q5_0 | format::Q5_1 => 1.0 / 15.0,
         format::Q5_K => 1.0 / 8.0,
         format::Q4_0 | format::Q4_1 => 1.0 / 7.0,
-        format::Q4_K | format::IQ4_NL | format::IQ4_XS => 1.0 / 4.0,
+        format::MXFP4 | format::Q4_K | format::IQ4_NL | format::IQ4_XS => 1.0 / 4.0,
         format::Q3_K => 0.5,
         _ => 1.0,
     }

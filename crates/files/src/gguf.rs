@@ -52,7 +52,6 @@ const OTHER_TYPES: &[(u32, &str, usize, usize)] = &[
     (29, "IQ1_M", 256, 56),
     (34, "TQ1_0", 256, 54),
     (35, "TQ2_0", 256, 66),
-    (39, "MXFP4", 32, 17),
 ];
 
 /// The type that ggml numbers `code`, with elements and bytes of a block.

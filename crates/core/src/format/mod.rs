@@ -8,6 +8,7 @@
 mod fp8;
 mod iq4_nl;
 mod iq4_xs;
+mod mxfp4;
 mod plain;
 mod q2_k;
 mod q3_k;
@@ -28,6 +29,7 @@ use half::f16;
 pub use fp8::{E4M3_VALUES, F8_E4M3, UE8M0};
 pub use iq4_nl::IQ4_NL;
 pub use iq4_xs::IQ4_XS;
+pub use mxfp4::MXFP4;
 pub use plain::{BF16, F16, F32};
 pub use q2_k::Q2_K;
 pub use q3_k::Q3_K;
@@ -59,6 +61,7 @@ static FORMATS: &[&dyn BlockFormat] = &[
     &q6_k::Codec,
     &iq4_nl::Codec,
     &iq4_xs::Codec,
+    &mxfp4::Codec,
 ];
 
 /// Names a block format; constants such as [`F32`] can be matched on.
