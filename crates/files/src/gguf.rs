@@ -362,3 +362,16 @@ impl Split {
         Ok(parts)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_that_core_knows_is_not_listed_as_another() {
+        for (code, name, ..) in OTHER_TYPES {
+            assert_eq!(FormatId::from_gguf(*code), None, "{name} has a codec now: delete its line");
+            assert!(FormatId::all().all(|id| id.name() != *name), "{name}");
+        }
+    }
+}
