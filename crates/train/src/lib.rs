@@ -5,8 +5,10 @@
 //!
 //! It must not know: a model's family, a particular backend. Start at [`tape`].
 
+pub mod optim;
 pub mod params;
 pub mod tape;
 
+pub use optim::{AdamW, Muon, Optimiser};
 pub use params::{Param, Params};
 pub use tape::Tape;

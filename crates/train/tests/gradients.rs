@@ -75,10 +75,10 @@ fn check(name: &str) {
         let decoder = params.decoder(b.clone()).unwrap();
         loss(&decoder, &batch, &targets, &*b, Tensor::clone).0
     };
-    for i in 0..params.all.len() {
+    for (i, grad) in grads.iter().enumerate() {
         let p = &params.all[i];
         let mut g = vec![0.0; p.values().len()];
-        b.read(grads[i].as_ref().unwrap(), &mut g).unwrap();
+        b.read(grad.as_ref().unwrap(), &mut g).unwrap();
         let (name, largest) = (p.name.clone(), g.iter().fold(0f32, |m, v| m.max(v.abs())));
         if name.contains("exp_probs_b") {
             assert_eq!(largest, 0.0, "{name}: the correction bias counts only in the choice");
