@@ -15,6 +15,7 @@ pub mod pool;
 mod simd;
 
 mod backend;
+mod grad;
 mod kernels;
 mod matrix;
 mod pack;

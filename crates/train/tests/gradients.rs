@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use fathom_core::reference::Reference;
 use fathom_core::rng::Rng;
-use fathom_core::{Backend, Grad, LatentForm, Shape, Tensor};
+use fathom_core::{Grad, LatentForm, Precision, Shape, Tensor};
+use fathom_cpu::{Cpu, CpuOptions, Level};
 use fathom_model::{BLOCK, Batch, Decoder, Logits, Model, NoProbe, Options};
 use fathom_train::{Params, Tape};
 
@@ -53,32 +54,67 @@ fn loss(
     (sum, seeds)
 }
 
+/// Derivatives of the loss by every parameter, as vectors.
+fn gradients(params: &Params, batch: &Batch, targets: &[u32], b: Arc<dyn Grad>) -> Vec<Vec<f32>> {
+    let tape = Arc::new(Tape::new(b.clone(), params.sources()));
+    let mut grads: Vec<Option<Tensor>> =
+        params.all.iter().map(|p| Some(b.zeros(Shape::matrix(p.demand.rows, p.demand.cols)).unwrap())).collect();
+    let decoder = params.decoder(tape.clone()).unwrap();
+    let (_, seeds) = loss(&decoder, batch, targets, &*b, |z| tape.open("loss", z).unwrap());
+    let seeds: Vec<(&Tensor, Tensor)> = seeds.iter().map(|(z, d)| (z, d.clone())).collect();
+    tape.backward(&seeds, &mut grads).unwrap();
+    let read = |g: &Option<Tensor>| {
+        let g = g.as_ref().unwrap();
+        let mut values = vec![0.0; g.shape.numel()];
+        b.read(g, &mut values).unwrap();
+        values
+    };
+    grads.iter().map(read).collect()
+}
+
+/// The CPU's derivatives are the reference's, at every level of instructions and with any number of threads.
+fn compare(name: &str) {
+    let model = Model::open(&testdata(name), &Options::default()).unwrap();
+    let params = Params::from_source(&model.spec, &model.archive).unwrap();
+    let (batch, targets) = batch(model.spec.vocab);
+    let expected = gradients(&params, &batch, &targets, Arc::new(Reference::new()));
+    for isa in Level::present() {
+        let one = |threads| {
+            let options =
+                CpuOptions { threads: Some(threads), isa: Some(isa), precision: Precision::Exact, repack: false };
+            gradients(&params, &batch, &targets, Cpu::new(options).unwrap())
+        };
+        let found = one(1);
+        assert!(found == one(2), "{name} at {isa:?}: two threads give other bits than one");
+        for ((p, found), expected) in params.all.iter().zip(&found).zip(&expected) {
+            let peak = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+            let worst = found.iter().zip(expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            assert!(worst <= 2e-4 * peak, "{name}, {} at {isa:?}: off by {worst} of {peak}", p.name);
+        }
+    }
+}
+
+#[test]
+fn cpu_agrees_with_reference() {
+    for name in ["qwen2", "llama", "qwen3", "deepseek_v2_lite", "deepseek_v2", "deepseek_v3_fp8_mtp"] {
+        compare(name);
+    }
+}
+
 fn check(name: &str) {
     let model = Model::open(&testdata(name), &Options::default()).unwrap();
     let mut params = Params::from_source(&model.spec, &model.archive).unwrap();
     let (batch, targets) = batch(model.spec.vocab);
     let b: Arc<Reference> = Arc::new(Reference::new());
 
-    let tape = Arc::new(Tape::new(b.clone(), params.sources()));
-    let mut grads: Vec<Option<Tensor>> =
-        params.all.iter().map(|p| Some(b.zeros(Shape::matrix(p.demand.rows, p.demand.cols)).unwrap())).collect();
-    {
-        let decoder = params.decoder(tape.clone()).unwrap();
-        let (_, seeds) = loss(&decoder, &batch, &targets, &*b, |z| tape.open("loss", z).unwrap());
-        let seeds: Vec<(&Tensor, Tensor)> = seeds.iter().map(|(z, d)| (z, d.clone())).collect();
-        tape.backward(&seeds, &mut grads).unwrap();
-    }
-    drop(tape);
-
+    let grads = gradients(&params, &batch, &targets, b.clone());
     let mut rng = Rng::new(3, 1);
     let value = |params: &Params| {
         let decoder = params.decoder(b.clone()).unwrap();
         loss(&decoder, &batch, &targets, &*b, Tensor::clone).0
     };
-    for (i, grad) in grads.iter().enumerate() {
+    for (i, g) in grads.iter().enumerate() {
         let p = &params.all[i];
-        let mut g = vec![0.0; p.values().len()];
-        b.read(grad.as_ref().unwrap(), &mut g).unwrap();
         let (name, largest) = (p.name.clone(), g.iter().fold(0f32, |m, v| m.max(v.abs())));
         if name.contains("exp_probs_b") {
             assert_eq!(largest, 0.0, "{name}: the correction bias counts only in the choice");

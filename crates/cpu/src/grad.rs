@@ -1,0 +1,407 @@
+//! [`Grad`] on the CPU: the derivatives that training needs, in f32 whatever the precision.
+//!
+//! Products go through [`Gemm`]; weights that are not f32 are decoded first (they are frozen ones, under an adapter). Work is cut by
+//! shapes alone, so a step's result does not depend on the number of threads.
+
+use std::sync::Mutex;
+
+use fathom_core::{
+    AttendSpec, DType, Error, Grad, KvView, Mask, Resident, ResidentExperts, Result, RopeLayout, RouteSpec, Routing,
+    Score, Shape, Spans, Tensor, check,
+};
+
+use crate::backend::lock;
+use crate::kernels::gemm::{AttendGrad, CrossEntropy, Gemm, Strided, SwiGluGrad, WIDTH};
+use crate::kernels::rows::Rope;
+use crate::matrix::{Held, Matrix};
+use crate::pool::Grid;
+use crate::product::Order;
+use crate::{Cpu, DEVICE};
+
+impl Cpu {
+    /// `out (+)= A·B`: `out` is `[rows, cols]`, the inner dimension `depth`.
+    fn gemm(&self, a: Strided<'_>, b: Strided<'_>, depth: usize, out: &mut [f32], cols: usize, add: bool) {
+        let rows = out.len() / cols.max(1);
+        if rows == 0 {
+            return;
+        }
+        self.scratch.reserve(depth * WIDTH);
+        let mut grid = Grid::new(rows, WIDTH).out(out, cols);
+        self.pool.rects(&mut grid, |task, mut rect| {
+            let mut panel = self.scratch.lock(task.worker);
+            b.pack(depth, rect.first, rect.width, &mut panel);
+            self.isa.run(Gemm { a, depth, panel: &panel, rect: &mut rect, add });
+        });
+    }
+
+    /// The values of a matrix, decoded into `room`.
+    fn values<'a>(&self, m: &'a Matrix, shape: (usize, usize), room: &'a mut Vec<f32>) -> &'a [f32] {
+        let (rows, cols) = shape;
+        room.resize(rows * cols, 0.0);
+        let n = Self::grain(rows, 8 * cols);
+        self.pool.chunks_mut(room, n * cols, |first, out| {
+            for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+                m.decode_row(first / cols + i, out);
+            }
+        });
+        room
+    }
+
+    fn filled(&self, shape: Shape) -> Result<Tensor> {
+        let mut t = self.arena.alloc(shape, DType::F32);
+        self.arena.f32s_mut("zeros", &mut t)?.fill(0.0);
+        Ok(t)
+    }
+}
+
+fn wide(op: &'static str, arg: &'static str, x: &Tensor, cols: usize) -> Result<()> {
+    Error::check_shape(x.cols() == cols, op, arg, x.shape, || format!("[rows, {cols}]"))
+}
+
+fn sized(op: &'static str, x: &Tensor, rows: usize, cols: usize) -> Result<()> {
+    Error::check_shape(x.rows() == rows && x.cols() == cols, op, "d", x.shape, || format!("[{rows}, {cols}]"))
+}
+
+impl Grad for Cpu {
+    fn zeros(&self, shape: Shape) -> Result<Tensor> {
+        self.filled(shape)
+    }
+
+    fn linear_dx(&self, dy: &Tensor, weight: &Resident) -> Result<Tensor> {
+        let op = "linear_dx";
+        wide(op, "dy", dy, weight.rows)?;
+        let held: &Held = weight.data(op, DEVICE)?;
+        let mut dx = self.arena.alloc(Shape::matrix(dy.rows(), weight.cols), DType::F32);
+        let mut room = Vec::new();
+        let w = self.values(&held.each[0], (weight.rows, weight.cols), &mut room);
+        let (a, b) = (Strided::rows(self.arena.f32s(op, dy)?, weight.rows), Strided::rows(w, weight.cols));
+        self.gemm(a, b, weight.rows, self.arena.f32s_mut(op, &mut dx)?, weight.cols, false);
+        Ok(dx)
+    }
+
+    fn linear_dw(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor) -> Result<()> {
+        let op = "linear_dw";
+        sized(op, dw, dy.cols(), x.cols())?;
+        let a = Strided::rows(self.arena.f32s(op, dy)?, dy.cols()).transposed();
+        let b = Strided::rows(self.arena.f32s(op, x)?, x.cols());
+        self.gemm(a, b, x.rows(), self.arena.f32s_mut(op, dw)?, x.cols(), true);
+        Ok(())
+    }
+
+    fn bias_db(&self, dy: &Tensor, db: &mut Tensor) -> Result<()> {
+        let op = "bias_db";
+        sized(op, db, 1, dy.cols())?;
+        let dys = self.arena.f32s(op, dy)?;
+        let sums = self.arena.f32s_mut(op, db)?;
+        for row in dys.chunks_exact(sums.len()) {
+            sums.iter_mut().zip(row).for_each(|(s, v)| *s += v);
+        }
+        Ok(())
+    }
+
+    fn linear_experts_dx(&self, dy: &Tensor, routing: &Routing, w: &ResidentExperts, x_rows: usize) -> Result<Tensor> {
+        let op = "linear_experts_dx";
+        wide(op, "dy", dy, w.each.rows)?;
+        let held: &Held = w.each.data(op, DEVICE)?;
+        let (rows, cols) = (w.each.rows, w.each.cols);
+        let mut order = lock(&self.order);
+        order.sort(self.arena.u32s(op, &routing.experts)?, w.experts);
+        let sharing = order.slots.len() / x_rows.max(1);
+        let sorted = self.gather(op, dy, &order, 1)?;
+        let dys = self.arena.f32s(op, &sorted)?;
+        let mut by_slot = vec![0.0; order.slots.len() * cols];
+        let mut room = Vec::new();
+        for (band, &e) in order.bands.windows(2).zip(&order.experts) {
+            let weight = self.values(&held.each[e], (rows, cols), &mut room);
+            let a = Strided::rows(&dys[band[0] * rows..band[1] * rows], rows);
+            let out = &mut by_slot[band[0] * cols..band[1] * cols];
+            self.gemm(a, Strided::rows(weight, cols), rows, out, cols, false);
+        }
+        // A row's slots are added in the order of the slots, whatever the experts.
+        let Order { slots, .. } = &*order;
+        let mut place = vec![0; slots.len()];
+        slots.iter().enumerate().for_each(|(i, &s)| place[s] = i);
+        let mut dx = self.filled(Shape::matrix(x_rows, cols))?;
+        let dxs = self.arena.f32s_mut(op, &mut dx)?;
+        for (s, &i) in place.iter().enumerate() {
+            let to = &mut dxs[s / sharing * cols..(s / sharing + 1) * cols];
+            to.iter_mut().zip(&by_slot[i * cols..]).for_each(|(x, v)| *x += v);
+        }
+        Ok(dx)
+    }
+
+    fn linear_experts_dw(&self, x: &Tensor, dy: &Tensor, routing: &Routing, dw: &mut Tensor) -> Result<()> {
+        let op = "linear_experts_dw";
+        let (rows, cols) = (dy.cols(), x.cols());
+        let experts = dw.rows() / rows.max(1);
+        sized(op, dw, experts * rows, cols)?;
+        let mut order = lock(&self.order);
+        order.sort(self.arena.u32s(op, &routing.experts)?, experts);
+        let sharing = order.slots.len() / x.rows().max(1);
+        let (x, dy) = (self.gather(op, x, &order, sharing)?, self.gather(op, dy, &order, 1)?);
+        let (xs, dys) = (self.arena.f32s(op, &x)?, self.arena.f32s(op, &dy)?);
+        let dws = self.arena.f32s_mut(op, dw)?;
+        for (band, &e) in order.bands.windows(2).zip(&order.experts) {
+            let a = Strided::rows(&dys[band[0] * rows..band[1] * rows], rows).transposed();
+            let b = Strided::rows(&xs[band[0] * cols..band[1] * cols], cols);
+            self.gemm(a, b, band[1] - band[0], &mut dws[e * rows * cols..(e + 1) * rows * cols], cols, true);
+        }
+        Ok(())
+    }
+
+    fn rms_norm_grad(
+        &self,
+        x: &Tensor,
+        w: &Resident,
+        eps: f32,
+        dy: &Tensor,
+        dw: Option<&mut Tensor>,
+    ) -> Result<Tensor> {
+        let op = "rms_norm_grad";
+        check::rms_norm(x, w)?;
+        check::same(op, "dy", x, dy)?;
+        let held: &Held = w.data(op, DEVICE)?;
+        let mut room = Vec::new();
+        let w = match &held.vector {
+            Some(v) => &v[..],
+            None => self.values(&held.each[0], (1, w.cols), &mut room),
+        };
+        let (xs, dys, n) = (self.arena.f32s(op, x)?, self.arena.f32s(op, dy)?, w.len());
+        let inverse = |x: &[f32]| 1.0 / (x.iter().map(|v| v * v).sum::<f32>() / n as f32 + eps).sqrt();
+        let mut dx = self.arena.alloc(x.shape, DType::F32);
+        let grain = Self::grain(x.rows(), 4 * n) * n;
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut dx)?, grain, |first, out| {
+            for (i, out) in out.chunks_exact_mut(n).enumerate() {
+                let at = first + i * n..first + (i + 1) * n;
+                let (x, dy) = (&xs[at.clone()], &dys[at]);
+                let r = inverse(x);
+                let along: f32 = x.iter().zip(w).zip(dy).map(|((x, w), d)| x * w * d).sum();
+                let back = r * r * r / n as f32 * along;
+                out.iter_mut().zip(x.iter().zip(w).zip(dy)).for_each(|(o, ((x, w), d))| *o = r * w * d - x * back);
+            }
+        });
+        if let Some(dw) = dw {
+            let sums = self.arena.f32s_mut(op, dw)?;
+            for (x, dy) in xs.chunks_exact(n).zip(dys.chunks_exact(n)) {
+                let r = inverse(x);
+                sums.iter_mut().zip(x.iter().zip(dy)).for_each(|(s, (x, d))| *s += x * r * d);
+            }
+        }
+        Ok(dx)
+    }
+
+    fn rope_grad(&self, dy: &Tensor, table: &Tensor, heads: usize, first: usize, layout: RopeLayout) -> Result<Tensor> {
+        let op = "rope_grad";
+        let head_dim = check::rope(dy, table, heads, first)?;
+        let dim = table.cols();
+        let forward = self.arena.f32s(op, table)?;
+        let back = |(i, v): (usize, &f32)| if i % dim < dim / 2 { *v } else { -*v };
+        let back: Vec<f32> = forward.iter().enumerate().map(back).collect();
+        let mut dx = self.arena.from_f32(dy.shape, self.arena.f32s(op, dy)?)?;
+        let row = dy.cols();
+        let n = Self::grain(dy.rows(), 2 * row);
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut dx)?, n * row, |at, x| {
+            let table = &back[at / row * dim..(at + x.len()) / row * dim];
+            self.isa.run(Rope { x, table, row, dim, head_dim, first, layout });
+        });
+        Ok(dx)
+    }
+
+    fn attend_grad(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+        spans: &Spans<'_>,
+        spec: &AttendSpec,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let op = "attend_grad";
+        let shape = check::attend(q, KvView::Fresh { k, v }, spans, spec)?;
+        sized(op, dy, shape.rows(), shape.cols())?;
+        let &AttendSpec { kv_heads, head_dim: dim, v_dim, scale, mask, .. } = spec;
+        let heads = spec.heads / kv_heads;
+        let widths = [heads * dim, dim, v_dim, heads * v_dim];
+        let ins = [q, k, v, dy];
+        let data: Vec<&[f32]> = ins.iter().map(|t| self.arena.f32s(op, t)).collect::<Result<_>>()?;
+        // A task is a sequence and a group of heads; what it computes is put in place afterwards.
+        let tasks = spans.spans.len() * kv_heads;
+        let results: Vec<Mutex<[Vec<f32>; 3]>> = (0..tasks).map(|_| Mutex::default()).collect();
+        self.pool.run(tasks, |task| {
+            let (span, g) = (&spans.spans[task.index / kv_heads], task.index % kv_heads);
+            let part = |i: usize| -> Vec<f32> {
+                let (w, cols) = (widths[i], ins[i].cols());
+                let rows = data[i][span.row * cols..(span.row + span.rows) * cols].chunks_exact(cols);
+                rows.flat_map(|r| r[g * w..(g + 1) * w].iter().copied()).collect()
+            };
+            let (q, k, v, dy) = (part(0), part(1), part(2), part(3));
+            let mut out = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
+            let [dq, dk, dv] = &mut out;
+            let causal = mask == Mask::Causal;
+            self.isa.run(AttendGrad { q: &q, k: &k, v: &v, dy: &dy, dq, dk, dv, heads, dim, v_dim, scale, causal });
+            *lock(&results[task.index]) = out;
+        });
+        let mut outs = [q, k, v].map(|t| self.arena.alloc(t.shape, DType::F32));
+        for (i, out) in outs.iter_mut().enumerate() {
+            let (w, cols) = (widths[i], ins[i].cols());
+            let out = self.arena.f32s_mut(op, out)?;
+            for (index, result) in results.iter().enumerate() {
+                let (span, g) = (&spans.spans[index / kv_heads], index % kv_heads);
+                for (r, values) in lock(result)[i].chunks_exact(w).enumerate() {
+                    let at = (span.row + r) * cols + g * w;
+                    out[at..at + w].copy_from_slice(values);
+                }
+            }
+        }
+        let [dq, dk, dv] = outs;
+        Ok((dq, dk, dv))
+    }
+
+    fn swiglu_grad(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+        let op = "swiglu_grad";
+        check::same(op, "up", gate, up)?;
+        check::same(op, "dy", gate, dy)?;
+        let (g, u, d) = (self.arena.f32s(op, gate)?, self.arena.f32s(op, up)?, self.arena.f32s(op, dy)?);
+        let mut dgate = self.arena.alloc(gate.shape, DType::F32);
+        let mut dup = self.arena.alloc(gate.shape, DType::F32);
+        let n = Self::grain(g.len(), 16).next_multiple_of(16);
+        let (dgs, dus) = (self.arena.f32s_mut(op, &mut dgate)?, self.arena.f32s_mut(op, &mut dup)?);
+        let parts: Vec<Mutex<(&mut [f32], &mut [f32])>> =
+            dgs.chunks_mut(n).zip(dus.chunks_mut(n)).map(Mutex::new).collect();
+        self.pool.run(parts.len(), |task| {
+            let mut part = lock(&parts[task.index]);
+            let at = task.index * n..task.index * n + part.0.len();
+            let (dgate, dup) = &mut *part;
+            let (gate, up, dy) = (&g[at.clone()], &u[at.clone()], &d[at]);
+            self.isa.run(SwiGluGrad { gate, up, dy, dgate, dup });
+        });
+        drop(parts);
+        Ok((dgate, dup))
+    }
+
+    fn route_grad(&self, logits: &Tensor, routing: &Routing, dweights: &Tensor, spec: &RouteSpec) -> Result<Tensor> {
+        let op = "route_grad";
+        check::same(op, "dweights", &routing.weights, dweights)?;
+        wide(op, "logits", logits, spec.experts)?;
+        let (zs, dws) = (self.arena.f32s(op, logits)?, self.arena.f32s(op, dweights)?);
+        let chosen = self.arena.u32s(op, &routing.experts)?;
+        let mut dx = self.arena.alloc(logits.shape, DType::F32);
+        let rows = self.arena.f32s_mut(op, &mut dx)?.chunks_exact_mut(spec.experts);
+        let ins = zs.chunks_exact(spec.experts).zip(chosen.chunks_exact(spec.top_k)).zip(dws.chunks_exact(spec.top_k));
+        for (out, ((z, chosen), dw)) in rows.zip(ins) {
+            route_row(z, chosen, dw, spec, out);
+        }
+        Ok(dx)
+    }
+
+    fn combine_experts_grad(&self, y: &Tensor, routing: &Routing, dout: &Tensor) -> Result<(Tensor, Tensor)> {
+        let op = "combine_experts_grad";
+        let shape = check::combine_experts(y, routing, Some(dout))?;
+        let (ys, douts, dim) = (self.arena.f32s(op, y)?, self.arena.f32s(op, dout)?, shape.cols());
+        let (weights, top_k) = (self.arena.f32s(op, &routing.weights)?, routing.weights.cols());
+        let of = |s: usize| &douts[s / top_k * dim..(s / top_k + 1) * dim];
+        let mut dy = self.arena.alloc(y.shape, DType::F32);
+        let n = Self::grain(weights.len(), dim) * dim;
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut dy)?, n, |first, out| {
+            for (i, out) in out.chunks_exact_mut(dim).enumerate() {
+                let s = first / dim + i;
+                out.iter_mut().zip(of(s)).for_each(|(o, d)| *o = weights[s] * d);
+            }
+        });
+        let mut dw = self.arena.alloc(routing.weights.shape, DType::F32);
+        for (s, d) in self.arena.f32s_mut(op, &mut dw)?.iter_mut().enumerate() {
+            *d = ys[s * dim..(s + 1) * dim].iter().zip(of(s)).map(|(y, d)| y * d).sum();
+        }
+        Ok((dy, dw))
+    }
+
+    fn embed_grad(&self, ids: &[u32], dy: &Tensor, dtable: &mut Tensor) -> Result<()> {
+        let op = "embed_grad";
+        wide(op, "dtable", dtable, dy.cols())?;
+        check::below(op, "ids", ids, dtable.rows())?;
+        let (dys, n) = (self.arena.f32s(op, dy)?, dy.cols());
+        let table = self.arena.f32s_mut(op, dtable)?;
+        for (&id, d) in ids.iter().zip(dys.chunks_exact(n)) {
+            table[id as usize * n..(id as usize + 1) * n].iter_mut().zip(d).for_each(|(s, d)| *s += d);
+        }
+        Ok(())
+    }
+
+    fn slice_cols_grad(&self, dy: &Tensor, from: usize, cols: usize) -> Result<Tensor> {
+        let op = "slice_cols_grad";
+        let n = dy.cols();
+        Error::check_shape(from + n <= cols, op, "dy", dy.shape, || format!("at most {} columns", cols - from))?;
+        let mut dx = self.filled(Shape::matrix(dy.rows(), cols))?;
+        let rows = self.arena.f32s_mut(op, &mut dx)?.chunks_exact_mut(cols);
+        for (x, d) in rows.zip(self.arena.f32s(op, dy)?.chunks_exact(n)) {
+            x[from..from + n].copy_from_slice(d);
+        }
+        Ok(dx)
+    }
+
+    fn select_rows_grad(&self, dy: &Tensor, picked: &[u32], rows: usize) -> Result<Tensor> {
+        let op = "select_rows_grad";
+        check::below(op, "picked", picked, rows)?;
+        let n = dy.cols();
+        let mut dx = self.filled(Shape::matrix(rows, n))?;
+        let dxs = self.arena.f32s_mut(op, &mut dx)?;
+        for (&r, d) in picked.iter().zip(self.arena.f32s(op, dy)?.chunks_exact(n)) {
+            dxs[r as usize * n..(r as usize + 1) * n].iter_mut().zip(d).for_each(|(x, d)| *x += d);
+        }
+        Ok(dx)
+    }
+
+    fn cross_entropy(&self, logits: &Tensor, targets: &[u32], weights: &[f32]) -> Result<(f64, Tensor)> {
+        let op = "cross_entropy";
+        let (rows, vocab) = (logits.rows(), logits.cols());
+        let fits = targets.len() == rows && weights.len() == rows;
+        Error::check_shape(fits, op, "targets", Shape::new(&[targets.len().max(1)]), || {
+            format!("{rows} targets and weights")
+        })?;
+        check::below(op, "targets", targets, vocab)?;
+        let mut d = self.arena.from_f32(logits.shape, self.arena.f32s(op, logits)?)?;
+        let losses: Vec<Mutex<f64>> = (0..rows).map(|_| Mutex::new(0.0)).collect();
+        let n = Self::grain(rows, 16 * vocab);
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut d)?, n * vocab, |first, z| {
+            for (i, logits) in z.chunks_exact_mut(vocab).enumerate() {
+                let t = first / vocab + i;
+                let loss = self.isa.run(CrossEntropy { logits, target: targets[t] as usize, weight: weights[t] });
+                *lock(&losses[t]) = loss;
+            }
+        });
+        Ok((losses.iter().map(|l| *lock(l)).sum(), d))
+    }
+}
+
+/// Of one token's routing weights by its logits: see `core`'s `reference::grad::route`.
+fn route_row(logits: &[f32], chosen: &[u32], dweights: &[f32], spec: &RouteSpec, out: &mut [f32]) {
+    let mut s = logits.to_vec();
+    match spec.score {
+        Score::Sigmoid => s.iter_mut().for_each(|v| *v = 1.0 / (1.0 + (-*v).exp())),
+        Score::Softmax => {
+            let peak = s.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            s.iter_mut().for_each(|v| *v = (*v - peak).exp());
+            let sum: f32 = s.iter().sum();
+            s.iter_mut().for_each(|v| *v /= sum);
+        }
+    }
+    let picked = || chosen.iter().map(|&e| s[e as usize]);
+    let (sum, shared) = if spec.normalise {
+        let sum = picked().sum::<f32>() + 1e-20;
+        (sum, picked().zip(dweights).map(|(s, d)| s * d).sum::<f32>() / (sum * sum))
+    } else {
+        (1.0, 0.0)
+    };
+    out.fill(0.0);
+    for (&e, d) in chosen.iter().zip(dweights) {
+        out[e as usize] += spec.scale * (d / sum - shared);
+    }
+    match spec.score {
+        Score::Sigmoid => out.iter_mut().zip(&s).for_each(|(d, s)| *d *= s * (1.0 - s)),
+        Score::Softmax => {
+            let mean: f32 = s.iter().zip(&*out).map(|(s, d)| s * d).sum();
+            out.iter_mut().zip(&s).for_each(|(d, s)| *d = s * (*d - mean));
+        }
+    }
+}
