@@ -8,17 +8,15 @@ use fathom_core::backend::Outputs;
 use fathom_core::host::{HostArena, HostData, HostStorage};
 use fathom_core::{
     AttendSpec, Backend, DType, Error, Experts, HeadProj, KvCache, KvView, LatentSpec, Precision, Proj, Resident,
-    ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Span, Spans, Tensor, Weight, check,
+    ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Spans, Tensor, Weight, check,
 };
 
-use crate::kernels::attend::{self, AttendBand, Num, Places};
-use crate::kernels::latent::{self, LatentBand, Slab};
+use crate::attention::Bands;
 use crate::kernels::packed::Act;
 use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
 use crate::matrix::{Held, Matrix};
 use crate::pack::{self, Layout, Packed};
-use crate::pool::Grid;
 use crate::product::{Order, Part};
 use crate::scratch::Scratch;
 use crate::simd::Isa;
@@ -56,37 +54,10 @@ pub struct Cpu {
     pub(crate) panels: Scratch<u8>,
     /// Activations rounded to int8.
     pub(crate) acts: Mutex<Vec<Act>>,
+    /// Activations rounded to bfloat16.
+    pub(crate) brains: Mutex<Vec<[u16; 32]>>,
     pub(crate) order: Mutex<Order>,
-    bands: Mutex<Bands>,
-}
-
-/// How the rows of a batch are cut for attention: kept, so that a step allocates nothing.
-#[derive(Default)]
-struct Bands {
-    /// Where each band begins, and the end.
-    starts: Vec<usize>,
-    /// The span that each band belongs to.
-    span: Vec<usize>,
-}
-
-impl Bands {
-    fn cut(&mut self, spans: &[Span], rows: usize) {
-        self.starts.clear();
-        self.span.clear();
-        self.starts.push(0);
-        for (i, s) in spans.iter().enumerate() {
-            for first in (0..s.rows).step_by(rows) {
-                self.starts.push(s.row + s.rows.min(first + rows));
-                self.span.push(i);
-            }
-        }
-    }
-}
-
-/// Elements of a tensor as they lie in memory.
-enum Elements<'a> {
-    F32(&'a [f32]),
-    F16(&'a [half::f16]),
+    pub(crate) bands: Mutex<Bands>,
 }
 
 pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -123,6 +94,7 @@ impl Cpu {
             scratch: Scratch::new(pool.threads()),
             panels: Scratch::new(pool.threads()),
             acts: Mutex::default(),
+            brains: Mutex::default(),
             order: Mutex::default(),
             bands: Mutex::default(),
             pool,
@@ -169,15 +141,6 @@ impl Cpu {
         Ok(held.vector.as_deref().expect("invariant: a weight of one row or column is kept as a vector"))
     }
 
-    fn elements<'a>(&self, op: &'static str, t: &'a Tensor) -> Result<Elements<'a>> {
-        let storage = t.buf.get::<HostStorage>().filter(|_| t.buf.device() == DEVICE);
-        match storage.ok_or(Error::Foreign { op, expected: DEVICE, found: t.buf.device() })?.data() {
-            HostData::F32(v) => Ok(Elements::F32(&v[..t.shape.numel()])),
-            HostData::F16(v) => Ok(Elements::F16(&v[..t.shape.numel()])),
-            HostData::U32(_) => Err(Error::Type { op, expected: "f32 or f16", found: t.dtype.name() }),
-        }
-    }
-
     fn cache_mut<'a>(&self, op: &'static str, cache: &'a mut KvCache) -> Result<&'a mut HostData> {
         let found = cache.data.buf.device();
         if found != DEVICE {
@@ -185,69 +148,6 @@ impl Cpu {
         }
         let storage = cache.data.buf.get_mut::<HostStorage>();
         Ok(storage.expect("invariant: a cache has one owner").data_mut())
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn attend_over<E: Num>(
-        &self,
-        q: &[f32],
-        k: &[E],
-        v: &[E],
-        paged: bool,
-        spans: &Spans<'_>,
-        spec: &AttendSpec,
-        out: &mut [f32],
-    ) {
-        let group = spec.heads / spec.kv_heads;
-        let rows = 64usize.div_ceil(group);
-        let mut bands = lock(&self.bands);
-        bands.cut(spans.spans, rows);
-        self.scratch.reserve(attend::band_scratch(rows * group, spec.head_dim, spec.v_dim));
-        let tokens = out.len() / (spec.heads * spec.v_dim);
-        let mut grid = Grid::new(tokens, group * spec.v_dim).out(out, spec.heads * spec.v_dim).bands(&bands.starts);
-        self.pool.rects(&mut grid, |task, rect| {
-            let span = &spans.spans[bands.span[rect.band]];
-            let places = match paged {
-                true => Places::Paged { table: &spans.tables[span.table..], block: spans.block },
-                false => Places::Run { first: span.row },
-            };
-            let seen = match spec.mask {
-                fathom_core::Mask::Causal => span.start + (rect.rows.start - span.row) + 1,
-                fathom_core::Mask::Full => span.start + span.rows,
-            };
-            let scratch = &mut self.scratch.lock(task.worker)[..];
-            self.isa.run(AttendBand { q, k, v, places, spec, seen, rect, scratch });
-        });
-    }
-
-    fn latent_over<E: Num>(
-        &self,
-        q: &[f32],
-        cache: &[E],
-        k: Slab<'_>,
-        v: Slab<'_>,
-        spans: &Spans<'_>,
-        spec: &LatentSpec,
-        out: &mut [f32],
-    ) {
-        const ROWS: usize = 64;
-        let mut bands = lock(&self.bands);
-        bands.cut(spans.spans, ROWS);
-        self.scratch.reserve(latent::band_scratch(ROWS, spec));
-        let width = spec.heads * spec.v_dim;
-        let mut grid = Grid::new(out.len() / width, spec.v_dim).out(out, width).bands(&bands.starts);
-        self.pool.rects(&mut grid, |task, rect| {
-            let span = &spans.spans[bands.span[rect.band]];
-            let places = Places::Paged { table: &spans.tables[span.table..], block: spans.block };
-            let seen = span.start + (rect.rows.start - span.row) + 1;
-            let scratch = &mut self.scratch.lock(task.worker)[..];
-            self.isa.run(LatentBand { q, cache, places, k, v, spec, form: span.form, seen, rect, scratch });
-        });
-    }
-
-    fn slab<'a>(&self, op: &'static str, p: HeadProj<'a>) -> Result<Slab<'a>> {
-        let matrix = &self.held(op, p.weight)?.each[0];
-        Ok(Slab { matrix, first_row: p.first_row, head_stride: p.head_stride, transposed: p.transposed })
     }
 }
 
@@ -262,14 +162,14 @@ impl Backend for Cpu {
 
     fn upload(&self, weight: &Weight) -> Result<Resident> {
         let vector = (weight.rows == 1 || weight.cols == 1).then(|| weight.decode());
-        let held = Held { each: self.take(std::slice::from_ref(weight))?, vector };
+        let held = Held::new(self.take(std::slice::from_ref(weight))?, vector);
         Ok(Resident::new(DEVICE, weight.rows, weight.cols, weight.format, Arc::new(held)))
     }
 
     fn upload_experts(&self, experts: &Experts) -> Result<ResidentExperts> {
         let (rows, cols) = check::upload_experts(experts)?;
         let weights: Vec<Weight> = (0..experts.len()).map(|e| experts.get(e)).collect();
-        let held = Held { each: self.take(&weights)?, vector: None };
+        let held = Held::new(self.take(&weights)?, None);
         let each = Resident::new(DEVICE, rows, cols, experts.get(0).format, Arc::new(held));
         Ok(ResidentExperts { experts: experts.len(), each })
     }
@@ -337,15 +237,7 @@ impl Backend for Cpu {
         check::below(op, "routing.experts", experts, projs[0].experts)?;
         let mut order = lock(&self.order);
         order.sort(experts, projs[0].experts);
-        let gathered = self.gather(op, x, &order, sharing)?;
-        let xs = self.arena.f32s(op, &gathered)?;
-        let mut sorted = Outputs::new();
-        let mut parts = arrayvec::ArrayVec::<Part<'_>, 4>::new();
-        for p in projs {
-            sorted.push(self.arena.alloc(Shape::matrix(experts.len(), p.each.rows), DType::F32));
-            parts.push(Part { each: &self.held(op, &p.each)?.each, rows: p.each.rows, bias: None });
-        }
-        self.products(op, xs, x.cols(), &order.bands, &order.experts, &parts, &mut sorted)?;
+        let sorted = self.sorted_products(op, &self.gather(op, x, &order, sharing)?, &order, projs)?;
         sorted.iter().map(|y| self.scatter(op, y, &order)).collect()
     }
 
@@ -412,20 +304,7 @@ impl Backend for Cpu {
     }
 
     fn attend(&self, q: &Tensor, kv: KvView<'_>, spans: &Spans<'_>, spec: &AttendSpec) -> Result<Tensor> {
-        let op = "attend";
-        let shape = check::attend(q, kv, spans, spec)?;
-        let (k, v, paged) = match kv {
-            KvView::Fresh { k, v } => (k, v, false),
-            KvView::Paged { k, v } => (&k.data, &v.data, true),
-        };
-        let mut out = self.arena.alloc(shape, DType::F32);
-        let (qs, o) = (self.arena.f32s(op, q)?, self.arena.f32s_mut(op, &mut out)?);
-        match (self.elements(op, k)?, self.elements(op, v)?) {
-            (Elements::F32(k), Elements::F32(v)) => self.attend_over(qs, k, v, paged, spans, spec, o),
-            (Elements::F16(k), Elements::F16(v)) => self.attend_over(qs, k, v, paged, spans, spec, o),
-            _ => return Err(Error::Type { op, expected: k.dtype.name(), found: v.dtype.name() }),
-        }
-        Ok(out)
+        self.attend_rows(q, kv, spans, spec)
     }
 
     fn attend_latent(
@@ -437,16 +316,7 @@ impl Backend for Cpu {
         spans: &Spans<'_>,
         spec: &LatentSpec,
     ) -> Result<Tensor> {
-        let op = "attend_latent";
-        let shape = check::attend_latent(q, cache, k, v, spans, spec)?;
-        let mut out = self.arena.alloc(shape, DType::F32);
-        let (k, v) = (self.slab(op, k)?, self.slab(op, v)?);
-        let (qs, o) = (self.arena.f32s(op, q)?, self.arena.f32s_mut(op, &mut out)?);
-        match self.elements(op, &cache.data)? {
-            Elements::F32(c) => self.latent_over(qs, c, k, v, spans, spec, o),
-            Elements::F16(c) => self.latent_over(qs, c, k, v, spans, spec, o),
-        }
-        Ok(out)
+        self.attend_latent_rows(q, cache, k, v, spans, spec)
     }
 
     fn swiglu(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
@@ -499,28 +369,34 @@ impl Backend for Cpu {
 
     fn combine_experts(&self, y: &Tensor, routing: &Routing, plus: Option<Tensor>) -> Result<Tensor> {
         let op = "combine_experts";
-        let shape = check::combine_experts(y, routing, plus.as_ref())?;
-        let top_k = routing.experts.cols();
-        let mut out = match plus {
-            Some(p) => self.arena.owned_f32(op, p)?.reshape(shape)?,
-            None => {
-                let mut out = self.arena.alloc(shape, DType::F32);
-                self.arena.f32s_mut(op, &mut out)?.fill(0.0);
-                out
-            }
-        };
-        let (ys, weights, dim) = (self.arena.f32s(op, y)?, self.arena.f32s(op, &routing.weights)?, shape.cols());
-        let n = Self::grain(shape.rows(), top_k * dim);
-        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut out)?, n * dim, |first, rows| {
-            for (i, x) in rows.chunks_exact_mut(dim).enumerate() {
-                let t = first / dim + i;
-                for slot in t * top_k..(t + 1) * top_k {
-                    let y = &ys[slot * dim..(slot + 1) * dim];
-                    self.isa.run(AddScaled { x, y, factor: weights[slot] });
-                }
-            }
-        });
-        Ok(out)
+        check::combine_experts(y, routing, plus.as_ref())?;
+        self.combine(op, y, |slot| slot, &routing.weights, plus)
+    }
+
+    fn moe(
+        &self,
+        x: &Tensor,
+        routing: &Routing,
+        gate: &ResidentExperts,
+        up: &ResidentExperts,
+        down: &ResidentExperts,
+        plus: Option<Tensor>,
+    ) -> Result<Tensor> {
+        // Rows stay sorted by expert from the first projection to the last.
+        let op = "moe";
+        let sharing = check::linear_experts(x, routing, &[gate, up])?;
+        let experts = self.arena.u32s(op, &routing.experts)?;
+        check::below(op, "routing.experts", experts, gate.experts)?;
+        let mut order = lock(&self.order);
+        order.sort(experts, gate.experts);
+        let mut both = self.sorted_products(op, &self.gather(op, x, &order, sharing)?, &order, &[gate, up])?;
+        let (up, gate) = (both.pop().expect("invariant: two outputs"), both.pop().expect("invariant: two outputs"));
+        let h = self.swiglu(gate, &up)?;
+        check::linear_experts(&h, routing, &[down])?;
+        check::below(op, "routing.experts", experts, down.experts)?;
+        let y = self.sorted_products(op, &h, &order, &[down])?.remove(0);
+        check::combine_experts(&y, routing, plus.as_ref())?;
+        self.combine(op, &y, |slot| order.places[slot], &routing.weights, plus)
     }
 
     fn slice_cols(&self, x: &Tensor, from: usize, to: usize) -> Result<Tensor> {

@@ -14,7 +14,9 @@ pub mod pool;
 #[allow(unsafe_code)]
 mod simd;
 
+mod attention;
 mod backend;
+mod bandwidth;
 mod grad;
 mod kernels;
 mod matrix;
@@ -23,6 +25,7 @@ mod product;
 mod scratch;
 
 pub use backend::{Cpu, CpuOptions};
+pub use bandwidth::read_bandwidth;
 pub use isa::Level;
 pub use pool::Pool;
 

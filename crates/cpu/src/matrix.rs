@@ -1,6 +1,9 @@
 //! Weights as this backend holds them.
 
+use std::sync::OnceLock;
+
 use fathom_core::{Weight, format};
+use half::f16;
 
 use crate::pack::{Layout, Packed};
 
@@ -17,18 +20,24 @@ pub(crate) enum Matrix {
 pub(crate) enum Way {
     /// Decoded to f32 and multiplied there.
     Widened,
+    /// In bfloat16 with f32 sums.
+    Brain,
     /// By packed panels and int8 activations; plain matrices are packed panel by panel on the way.
     Packed(Layout),
 }
 
 impl Matrix {
-    /// The way of a product in fast precision.
-    pub(crate) fn fast_way(&self) -> Way {
-        let layout = match self {
-            Matrix::Plain(w) => Layout::of(w.format),
-            Matrix::Packed(p) => Some(p.layout),
-        };
-        layout.map_or(Way::Widened, Way::Packed)
+    /// The way of a product in fast precision; `brain` says whether the machine multiplies bfloat16.
+    pub(crate) fn fast_way(&self, brain: bool) -> Way {
+        match self {
+            Matrix::Packed(p) => Way::Packed(p.layout),
+            Matrix::Plain(w)
+                if brain && w.format == format::BF16 && w.scales.is_none() && w.cols.is_multiple_of(32) =>
+            {
+                Way::Brain
+            }
+            Matrix::Plain(w) => Layout::of(w.format).map_or(Way::Widened, Way::Packed),
+        }
     }
 
     /// Decodes row `row`.
@@ -54,6 +63,23 @@ pub(crate) struct Held {
     pub(crate) each: Vec<Matrix>,
     /// The numbers of a vector (norm weight, bias), decoded once.
     pub(crate) vector: Option<Vec<f32>>,
+    /// The whole matrix widened for latent attention, made when first asked for; the second with every head's slab transposed.
+    pub(crate) wide: [OnceLock<Wide>; 2],
+}
+
+/// A widened matrix.
+pub(crate) enum Wide {
+    /// In exact precision.
+    F32(Vec<f32>),
+    /// In fast precision.
+    F16(Vec<f16>),
+}
+
+impl Held {
+    /// Holds matrices.
+    pub(crate) fn new(each: Vec<Matrix>, vector: Option<Vec<f32>>) -> Held {
+        Held { each, vector, wide: [const { OnceLock::new() }; 2] }
+    }
 }
 
 /// Formats whose blocks are single numbers that a kernel widens in registers.
@@ -65,16 +91,18 @@ pub(crate) enum Widen {
     F16,
     /// bfloat16.
     Bf16,
+    /// FP8-E4M3.
+    E4m3,
 }
 
 impl Widen {
     /// How `weight` is widened, if it is that simple.
     pub(crate) fn of(weight: &Weight) -> Option<Widen> {
         match weight.format {
-            _ if weight.scales.is_some() => None,
             format::F32 => Some(Widen::F32),
             format::F16 => Some(Widen::F16),
             format::BF16 => Some(Widen::Bf16),
+            format::F8_E4M3 => Some(Widen::E4m3),
             _ => None,
         }
     }

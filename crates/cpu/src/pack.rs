@@ -97,7 +97,7 @@ impl Layout {
 
 /// Memory in huge pages where the system grants them: weights are read from end to end, and address translation costs a
 /// tenth of the bandwidth otherwise.
-fn memory(bytes: usize) -> Result<MmapMut> {
+pub(crate) fn memory(bytes: usize) -> Result<MmapMut> {
     let out_of_memory =
         |_| fathom_core::Error::Memory { what: "packed weights", needs_bytes: bytes as u64, free_bytes: 0 };
     let map = MmapMut::map_anon(bytes.max(1)).map_err(out_of_memory)?;
@@ -110,8 +110,7 @@ fn memory(bytes: usize) -> Result<MmapMut> {
 #[derive(Clone)]
 pub(crate) struct Packed {
     pub(crate) layout: Layout,
-    pub(crate) rows: usize,
-    pub(crate) cols: usize,
+    cols: usize,
     memory: Arc<Mmap>,
     first: usize,
 }
@@ -155,7 +154,7 @@ impl Packed {
             op: "upload",
             why: e.to_string(),
         })?);
-        let piece = |i: usize| Packed { layout, rows, cols, memory: memory.clone(), first: i * panels * panel };
+        let piece = |i: usize| Packed { layout, cols, memory: memory.clone(), first: i * panels * panel };
         Ok((0..weights.len()).map(piece).collect())
     }
 

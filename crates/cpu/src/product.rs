@@ -3,16 +3,18 @@
 //! Rows arrive sorted into bands, one per expert in use (a plain linear layer is one band and one expert). A task is a band times a block
 //! of a projection's outputs.
 
+use arrayvec::ArrayVec;
 use fathom_core::backend::Outputs;
-use fathom_core::{DType, Precision, Result, Shape, Tensor};
+use fathom_core::{DType, Precision, ResidentExperts, Result, Shape, Tensor};
 
-use crate::Cpu;
 use crate::backend::lock;
-use crate::kernels::dot::DotBlock;
+use crate::kernels::dot::{BrainBlock, DotBlock, ToBrain};
 use crate::kernels::packed::{Act, PackedBlock, Quantise};
+use crate::kernels::rows::AddScaled;
 use crate::matrix::{Matrix, Way};
 use crate::pack::{ROWS, pack_panel};
 use crate::pool::Grid;
+use crate::{Cpu, Level};
 
 /// One projection.
 #[derive(Clone, Copy)]
@@ -34,6 +36,8 @@ pub(crate) struct Order {
     pub(crate) bands: Vec<usize>,
     /// The expert of each band; experts that nobody chose have none.
     pub(crate) experts: Vec<usize>,
+    /// Where each slot went: the inverse of `slots`.
+    pub(crate) places: Vec<usize>,
     ends: Vec<usize>,
 }
 
@@ -57,8 +61,10 @@ impl Order {
         }
         self.slots.clear();
         self.slots.resize(chosen.len(), 0);
+        self.places.clear();
         for (slot, &e) in chosen.iter().enumerate() {
             self.slots[self.ends[e as usize]] = slot;
+            self.places.push(self.ends[e as usize]);
             self.ends[e as usize] += 1;
         }
     }
@@ -81,21 +87,29 @@ impl Cpu {
         if rows == 0 {
             return Ok(());
         }
-        let mut acts = lock(&self.acts);
-        let way = |m: &Matrix| if self.precision == Precision::Fast { m.fast_way() } else { Way::Widened };
-        let mut rounded = false;
+        let (mut acts, mut brains) = (lock(&self.acts), lock(&self.brains));
+        let has_brain = self.level == Level::Avx512;
+        let way = |m: &Matrix| if self.precision == Precision::Fast { m.fast_way(has_brain) } else { Way::Widened };
+        let (mut rounded, mut halved) = (false, false);
         for m in parts.iter().flat_map(|p| p.each) {
             match (way(m), m) {
                 (Way::Widened, _) => self.scratch.reserve(DotBlock::scratch(cols)),
                 (Way::Packed(layout), Matrix::Plain(_)) => self.panels.reserve(layout.panel_bytes(cols)),
-                (Way::Packed(_), Matrix::Packed(_)) => {}
+                (Way::Packed(_), Matrix::Packed(_)) | (Way::Brain, _) => {}
             }
-            if way(m) != Way::Widened && !rounded {
-                self.quantise(x, cols, &mut acts);
-                rounded = true;
+            match way(m) {
+                Way::Packed(_) if !rounded => {
+                    self.quantise(x, cols, &mut acts);
+                    rounded = true;
+                }
+                Way::Brain if !halved => {
+                    self.halve(x, cols, &mut brains);
+                    halved = true;
+                }
+                _ => {}
             }
         }
-        let acts = &acts[..];
+        let (acts, brains) = (&acts[..], &brains[..]);
         let mut grid = Grid::new(rows, block(parts, cols, rows, bands.len() - 1)).bands(bands);
         for (y, p) in outs.iter_mut().zip(parts) {
             grid = grid.out(self.arena.f32s_mut(op, y)?, p.rows);
@@ -122,7 +136,8 @@ impl Cpu {
                         self.isa.run(PackedBlock { layout, cols, panels, acts, bias, at: i * ROWS, rect });
                     }
                 }
-                (Way::Widened, Matrix::Packed(_)) => unreachable!("invariant: only fast precision packs"),
+                (Way::Brain, Matrix::Plain(weight)) => self.isa.run(BrainBlock { weight, x: brains, bias, rect }),
+                (Way::Widened | Way::Brain, Matrix::Packed(_)) => unreachable!("invariant: only fast precision packs"),
             }
         });
         Ok(())
@@ -142,13 +157,30 @@ impl Cpu {
         });
     }
 
+    /// Rounds the rows of `x` to bfloat16.
+    fn halve(&self, x: &[f32], cols: usize, brains: &mut Vec<[u16; 32]>) {
+        let steps = cols / 32;
+        let rows = x.len() / cols;
+        if brains.len() < rows * steps {
+            brains.resize(rows * steps, [0; 32]);
+        }
+        let n = Self::grain(rows, cols);
+        self.pool.chunks_mut(&mut brains[..rows * steps], n * steps, |first, out| {
+            let x = &x[first * 32..(first + out.len()) * 32];
+            self.isa.run(ToBrain { x, out });
+        });
+    }
+
     /// Rows of `x` in sorted order: slot s reads row `s / sharing`.
     pub(crate) fn gather(&self, op: &'static str, x: &Tensor, order: &Order, sharing: usize) -> Result<Tensor> {
         let (xs, cols) = (self.arena.f32s(op, x)?, x.cols());
         let mut out = self.arena.alloc(Shape::matrix(order.slots.len(), cols), DType::F32);
-        for (o, slot) in self.arena.f32s_mut(op, &mut out)?.chunks_exact_mut(cols).zip(&order.slots) {
-            o.copy_from_slice(&xs[slot / sharing * cols..(slot / sharing + 1) * cols]);
-        }
+        let n = Self::grain(order.slots.len(), cols) * cols;
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut out)?, n, |first, out| {
+            for (o, slot) in out.chunks_exact_mut(cols).zip(&order.slots[first / cols..]) {
+                o.copy_from_slice(&xs[slot / sharing * cols..(slot / sharing + 1) * cols]);
+            }
+        });
         Ok(out)
     }
 
@@ -156,10 +188,64 @@ impl Cpu {
     pub(crate) fn scatter(&self, op: &'static str, y: &Tensor, order: &Order) -> Result<Tensor> {
         let (ys, cols) = (self.arena.f32s(op, y)?, y.cols());
         let mut out = self.arena.alloc(y.shape, DType::F32);
-        let o = self.arena.f32s_mut(op, &mut out)?;
-        for (y, slot) in ys.chunks_exact(cols).zip(&order.slots) {
-            o[slot * cols..(slot + 1) * cols].copy_from_slice(y);
+        let n = Self::grain(order.slots.len(), cols) * cols;
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut out)?, n, |first, out| {
+            for (o, place) in out.chunks_exact_mut(cols).zip(&order.places[first / cols..]) {
+                o.copy_from_slice(&ys[place * cols..(place + 1) * cols]);
+            }
+        });
+        Ok(out)
+    }
+
+    /// Projections of sorted rows.
+    pub(crate) fn sorted_products(
+        &self,
+        op: &'static str,
+        x: &Tensor,
+        order: &Order,
+        projs: &[&ResidentExperts],
+    ) -> Result<Outputs> {
+        let xs = self.arena.f32s(op, x)?;
+        let mut outs = Outputs::new();
+        let mut parts = ArrayVec::<Part<'_>, 4>::new();
+        for p in projs {
+            outs.push(self.arena.alloc(Shape::matrix(x.rows(), p.each.rows), DType::F32));
+            parts.push(Part { each: &self.held(op, &p.each)?.each, rows: p.each.rows, bias: None });
         }
+        self.products(op, xs, x.cols(), &order.bands, &order.experts, &parts, &mut outs)?;
+        Ok(outs)
+    }
+
+    /// `out[t] = plus[t] + Σ_s weights[t, s] · y[row of slot (t, s)]`, in the order of the slots.
+    pub(crate) fn combine(
+        &self,
+        op: &'static str,
+        y: &Tensor,
+        row_of: impl Fn(usize) -> usize + Sync,
+        weights: &Tensor,
+        plus: Option<Tensor>,
+    ) -> Result<Tensor> {
+        let (top_k, dim) = (weights.cols(), y.cols());
+        let shape = Shape::matrix(weights.rows(), dim);
+        let mut out = match plus {
+            Some(p) => self.arena.owned_f32(op, p)?.reshape(shape)?,
+            None => {
+                let mut out = self.arena.alloc(shape, DType::F32);
+                self.arena.f32s_mut(op, &mut out)?.fill(0.0);
+                out
+            }
+        };
+        let (ys, weights) = (self.arena.f32s(op, y)?, self.arena.f32s(op, weights)?);
+        let n = Self::grain(shape.rows(), top_k * dim);
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut out)?, n * dim, |first, rows| {
+            for (i, x) in rows.chunks_exact_mut(dim).enumerate() {
+                let t = first / dim + i;
+                for slot in t * top_k..(t + 1) * top_k {
+                    let y = &ys[row_of(slot) * dim..][..dim];
+                    self.isa.run(AddScaled { x, y, factor: weights[slot] });
+                }
+            }
+        });
         Ok(out)
     }
 }

@@ -7,6 +7,7 @@
 
 use half::f16;
 
+use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Positions per block.
@@ -44,7 +45,7 @@ impl Num for f16 {
 
 /// At most 16 numbers from `x[at]` on, zeros behind them.
 #[inline(always)]
-fn load_at<S: Simd, E: Num>(s: S, x: &[E], at: usize, n: usize) -> S::F {
+pub(crate) fn load_at<S: Simd, E: Num>(s: S, x: &[E], at: usize, n: usize) -> S::F {
     if n >= LANES {
         return E::load(s, x[at..at + LANES].as_array().expect("invariant: a slice of sixteen"));
     }
@@ -65,25 +66,38 @@ pub(crate) struct Rows<'a, E> {
 /// Queries on their way through the blocks.
 pub(crate) struct Flash<'a> {
     /// `[queries, dim]`, already times the softmax scale.
-    pub(crate) q: &'a [f32],
+    q: &'a [f32],
     /// Width of a query or key.
-    pub(crate) dim: usize,
+    dim: usize,
     /// Width of a value.
-    pub(crate) v_dim: usize,
+    v_dim: usize,
     /// Largest score so far, per query; starts at −∞.
-    pub(crate) max: &'a mut [f32],
+    max: &'a mut [f32],
     /// Sum of weights so far, per query; starts at 0.
-    pub(crate) sum: &'a mut [f32],
+    sum: &'a mut [f32],
     /// Weighted sum of values so far, `[queries, v_dim]`; starts at 0.
-    pub(crate) acc: &'a mut [f32],
+    acc: &'a mut [f32],
     /// [`Flash::work`] numbers.
-    pub(crate) work: &'a mut [f32],
+    work: &'a mut [f32],
 }
 
 /// Queries of a register tile.
 const TILE: usize = 4;
 
-impl Flash<'_> {
+impl<'a> Flash<'a> {
+    /// Queries that have seen nothing yet; `scratch` holds `queries × (2 + v_dim)` numbers and [`Flash::work`] more.
+    #[inline(always)]
+    pub(crate) fn start(q: &'a [f32], dim: usize, v_dim: usize, scratch: &'a mut [f32]) -> Flash<'a> {
+        let queries = q.len() / dim;
+        let (max, rest) = scratch.split_at_mut(queries);
+        let (sum, rest) = rest.split_at_mut(queries);
+        let (acc, rest) = rest.split_at_mut(queries * v_dim);
+        max.fill(f32::NEG_INFINITY);
+        sum.fill(0.0);
+        acc.fill(0.0);
+        Flash { q, dim, v_dim, max, sum, acc, work: &mut rest[..Flash::work(v_dim)] }
+    }
+
     /// Numbers of scratch memory in `work`.
     pub(crate) fn work(v_dim: usize) -> usize {
         TILE * (SPLIT + v_dim.next_multiple_of(LANES))
@@ -245,8 +259,9 @@ fn score<S: Simd, E: Num, const T: usize, const P: usize>(
         c += n;
     }
     for t in 0..T {
-        for p in 0..P {
-            scores[t * SPLIT + j + p] = s.sum(acc[t][p]);
+        match acc[t].as_array() {
+            Some(four) => scores[t * SPLIT + j..t * SPLIT + j + 4].copy_from_slice(&s.sum4(*four)),
+            None => (0..P).for_each(|p| scores[t * SPLIT + j + p] = s.sum(acc[t][p])),
         }
     }
 }
@@ -319,18 +334,37 @@ impl Places<'_> {
     }
 }
 
-/// All of one key and value head for a band of rows: the loop over blocks.
+/// One of the two streams of a cache: rows of `width`, of which a head's part begins at `first`.
+#[derive(Clone, Copy)]
+pub(crate) struct Stream<'a, E> {
+    pub(crate) data: &'a [E],
+    pub(crate) width: usize,
+    pub(crate) first: usize,
+}
+
+/// Query heads that share one key and value head, for a band of rows of one span: the loop over blocks.
 pub(crate) struct AttendBand<'a, E> {
-    /// `[tokens, heads × head_dim]`.
+    /// `[tokens, q_width]`; the heads' queries, each `dim` wide, begin at column `q_first`.
     pub(crate) q: &'a [f32],
+    pub(crate) q_width: usize,
+    pub(crate) q_first: usize,
+    /// Number of query heads.
+    pub(crate) group: usize,
+    pub(crate) dim: usize,
+    pub(crate) v_dim: usize,
+    /// Factor on the scores.
+    pub(crate) scale: f32,
     /// Keys and values of all positions, and where they lie.
-    pub(crate) k: &'a [E],
-    pub(crate) v: &'a [E],
+    pub(crate) k: Stream<'a, E>,
+    pub(crate) v: Stream<'a, E>,
     pub(crate) places: Places<'a>,
-    pub(crate) spec: &'a fathom_core::AttendSpec,
-    /// Positions that the band's first row sees; each row after it sees one more if the mask is causal.
+    /// Positions that the band's first row sees.
     pub(crate) seen: usize,
-    pub(crate) rect: crate::pool::Rect<'a>,
+    /// Whether each row after the first sees one more.
+    pub(crate) causal: bool,
+    /// `[band's rows, group × v_dim]`.
+    pub(crate) rect: Rect<'a>,
+    /// At least [`band_scratch`] numbers.
     pub(crate) scratch: &'a mut [f32],
 }
 
@@ -343,34 +377,25 @@ impl<E: Num> Kernel for AttendBand<'_, E> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let spec = self.spec;
-        let (dim, v_dim, group) = (spec.head_dim, spec.v_dim, spec.heads / spec.kv_heads);
-        let head = self.rect.first / (group * v_dim);
+        let (dim, v_dim, group) = (self.dim, self.v_dim, self.group);
         let rows = self.rect.rows.clone();
         let queries = rows.len() * group;
         let (q, rest) = self.scratch.split_at_mut(queries * dim);
-        let (max, rest) = rest.split_at_mut(queries);
-        let (sum, rest) = rest.split_at_mut(queries);
-        let (acc, rest) = rest.split_at_mut(queries * v_dim);
         for (out, row) in q.chunks_exact_mut(group * dim).zip(rows.clone()) {
-            let at = (row * spec.heads + head * group) * dim;
+            let at = row * self.q_width + self.q_first;
             for (o, x) in out.iter_mut().zip(&self.q[at..at + group * dim]) {
-                *o = x * spec.scale;
+                *o = x * self.scale;
             }
         }
-        max.fill(f32::NEG_INFINITY);
-        sum.fill(0.0);
-        acc.fill(0.0);
-        let mut flash = Flash { q, dim, v_dim, max, sum, acc, work: &mut rest[..Flash::work(v_dim)] };
-        let causal = spec.mask == fathom_core::Mask::Causal;
-        let end = if causal { self.seen + rows.len() - 1 } else { self.seen };
+        let mut flash = Flash::start(q, dim, v_dim, rest);
+        let end = if self.causal { self.seen + rows.len() - 1 } else { self.seen };
         let (mut k_at, mut v_at) = ([0; SPLIT], [0; SPLIT]);
         for from in (0..end).step_by(SPLIT) {
             let n = SPLIT.min(end - from);
-            self.places.fill(from, spec.kv_heads * dim, head * dim, &mut k_at[..n]);
-            self.places.fill(from, spec.kv_heads * v_dim, head * v_dim, &mut v_at[..n]);
-            let (k, v) = (Rows { data: self.k, at: &k_at[..n] }, Rows { data: self.v, at: &v_at[..n] });
-            let seen = self.seen;
+            self.places.fill(from, self.k.width, self.k.first, &mut k_at[..n]);
+            self.places.fill(from, self.v.width, self.v.first, &mut v_at[..n]);
+            let (k, v) = (Rows { data: self.k.data, at: &k_at[..n] }, Rows { data: self.v.data, at: &v_at[..n] });
+            let (seen, causal) = (self.seen, self.causal);
             flash.block(s, k, v, |i| if causal { (seen + i / group).saturating_sub(from) } else { n });
         }
         for (i, row) in rows.enumerate() {

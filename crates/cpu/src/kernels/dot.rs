@@ -137,30 +137,134 @@ fn tile<S: Simd, const R: usize, const T: usize>(
     }
 }
 
-/// Decodes row `row` of a weight: plain formats in registers, the others by their codec.
+/// Decodes row `row` of a weight: formats of single numbers in registers, the others by their codec.
 #[inline(always)]
-pub(crate) fn decode<S: Simd>(s: S, weight: &Weight, row: usize, out: &mut [f32]) {
-    let full = out.len() / LANES * LANES;
-    let Some(widen) = Widen::of(weight).filter(|_| full == out.len()) else {
+fn decode<S: Simd>(s: S, weight: &Weight, row: usize, out: &mut [f32]) {
+    let (o16, tail) = out.as_chunks_mut::<LANES>();
+    let Some(widen) = Widen::of(weight).filter(|_| tail.is_empty()) else {
         return weight.decode_row(row, out);
     };
     let bytes = weight.row(row);
-    let out = out.as_chunks_mut::<LANES>().0;
     match widen {
         Widen::F32 => {
-            for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+            for (o, b) in o16.iter_mut().zip(bytes.as_chunks().0) {
                 s.store(s.load_f32_bytes(b), o);
             }
         }
         Widen::F16 => {
-            for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+            for (o, b) in o16.iter_mut().zip(bytes.as_chunks().0) {
                 s.store(s.load_f16_bytes(b), o);
             }
         }
         Widen::Bf16 => {
-            for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+            for (o, b) in o16.iter_mut().zip(bytes.as_chunks().0) {
                 s.store(s.load_bf16_bytes(b), o);
             }
         }
+        Widen::E4m3 => {
+            for (o, b) in o16.iter_mut().zip(bytes.as_chunks().0) {
+                s.store(s.load_e4m3(b), o);
+            }
+        }
+    }
+    let Some(scales) = &weight.scales else { return };
+    let (per_row, n) = (weight.cols.div_ceil(scales.block.1), scales.format.get().block_bytes());
+    let first = (row + scales.first_row) / scales.block.0 * per_row;
+    for (i, out) in out.chunks_mut(scales.block.1).enumerate() {
+        let mut scale = [0.0];
+        scales.format.get().decode_block(&scales.bytes.as_slice()[(first + i) * n..][..n], &mut scale);
+        out.iter_mut().for_each(|v| *v *= scale[0]);
+    }
+}
+
+/// Rounds to bfloat16, in pairs of sixteen.
+pub(crate) struct ToBrain<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) out: &'a mut [[u16; 2 * LANES]],
+}
+
+impl Kernel for ToBrain<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let out = self.out.as_flattened_mut().as_chunks_mut::<LANES>().0;
+        for (x, o) in self.x.as_chunks::<LANES>().0.iter().zip(out) {
+            s.store_bf16(s.load(x), o);
+        }
+    }
+}
+
+/// One rectangle of `x·Wᵀ + b` for a BF16 weight and activations rounded to BF16. Order of additions as in [`DotBlock`], but lane l adds
+/// columns 2l and 2l + 1 of every 32.
+pub(crate) struct BrainBlock<'a> {
+    /// The weight, without scales, its rows whole multiples of 32.
+    pub(crate) weight: &'a Weight,
+    /// `[tokens, weight.cols / 32]`.
+    pub(crate) x: &'a [[u16; 2 * LANES]],
+    /// One per weight row.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// Where the results go.
+    pub(crate) rect: Rect<'a>,
+}
+
+impl Kernel for BrainBlock<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let width = self.rect.width;
+        let mut at = 0;
+        while at < width {
+            let rows = if width - at >= ROWS { ROWS } else { 1 };
+            let mut t = self.rect.rows.start;
+            while t < self.rect.rows.end {
+                let many = self.rect.rows.end - t >= 4;
+                t += match (rows, many) {
+                    (ROWS, true) => self.tile::<S, ROWS, 4>(s, at, t),
+                    (ROWS, false) => self.tile::<S, ROWS, 1>(s, at, t),
+                    (_, true) => self.tile::<S, 1, 4>(s, at, t),
+                    (_, false) => self.tile::<S, 1, 1>(s, at, t),
+                };
+            }
+            at += rows;
+        }
+    }
+}
+
+impl BrainBlock<'_> {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const T: usize>(&mut self, s: S, at: usize, t: usize) -> usize {
+        let steps = self.weight.cols / (2 * LANES);
+        let mut acc = [[s.zero(); T]; R];
+        let mut w = [&[] as &[[u8; 64]]; R];
+        for (r, w) in w.iter_mut().enumerate() {
+            *w = &self.weight.row(self.rect.first + at + r).as_chunks().0[..steps];
+        }
+        let mut x = [&[] as &[[u16; 2 * LANES]]; T];
+        for (j, x) in x.iter_mut().enumerate() {
+            *x = &self.x[(t + j) * steps..(t + j + 1) * steps];
+        }
+        for c in 0..steps {
+            let mut v = [s.splat_b(0); T];
+            for j in 0..T {
+                v[j] = s.load_pairs(&x[j][c]);
+            }
+            for r in 0..R {
+                if T == 1 {
+                    s.prefetch(w[r].as_flattened(), c * 64 + 2048);
+                }
+                let w = s.load_b(&w[r][c]);
+                for j in 0..T {
+                    acc[r][j] = s.dot2_bf16(acc[r][j], w, v[j]);
+                }
+            }
+        }
+        for j in 0..T {
+            let first = self.rect.first + at;
+            let out = &mut self.rect.row(t + j)[at..at + R];
+            for r in 0..R {
+                out[r] = s.sum(acc[r][j]) + self.bias.map_or(0.0, |b| b[first + r]);
+            }
+        }
+        T
     }
 }

@@ -1,173 +1,253 @@
-//! Multi-head latent attention of one head for a band of rows (V2 paper, section 2.1.2 and appendix C).
+//! Multi-head latent attention (V2 paper, section 2.1.2 and appendix C).
 //!
-//! Absorbed: the query moves into the latent space, where the cache row is key and value at once. Plain: keys and values are
-//! expanded from the latent, one block of positions at a time, for all rows of the band together.
+//! Absorbed, for few rows: queries move into the latent space ([`Absorb`]), where the cache row is key and value at once and all heads
+//! share it (`attend::AttendBand`), and results move back ([`Expand`]). Plain, for many rows: keys and values of one head are
+//! expanded from the latent, one block of positions at a time, for all rows together ([`PlainBand`]).
 
 use fathom_core::{LatentForm, LatentSpec};
 
-use super::attend::{Flash, Num, Places, Rows, SPLIT};
-use crate::matrix::Matrix;
+use super::attend::{Flash, Num, Places, Rows, SPLIT, load_at};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
 
-/// A head's rows of a projection.
+/// Positions whose latents are widened at a time.
+const CHUNK: usize = 32;
+
+/// Projections of all heads, widened: `[features, rank]` of head h begins at `(first_row + h × head_stride) × cols`.
 #[derive(Clone, Copy)]
-pub(crate) struct Slab<'a> {
-    pub(crate) matrix: &'a Matrix,
+pub(crate) struct Slabs<'a, W> {
+    pub(crate) data: &'a [W],
+    pub(crate) cols: usize,
     pub(crate) first_row: usize,
     pub(crate) head_stride: usize,
-    pub(crate) transposed: bool,
 }
 
-impl Slab<'_> {
-    /// Decodes head `h` as `[features, rank]`; `row` holds at least `features` numbers.
-    fn decode(&self, h: usize, features: usize, rank: usize, row: &mut [f32], out: &mut [f32]) {
-        let first = self.first_row + h * self.head_stride;
-        if !self.transposed {
-            for (f, out) in out.chunks_exact_mut(rank).take(features).enumerate() {
-                self.matrix.decode_row(first + f, out);
-            }
-            return;
-        }
-        let row = &mut row[..features];
-        for r in 0..rank {
-            self.matrix.decode_row(first + r, row);
-            for (f, v) in row.iter().enumerate() {
-                out[f * rank + r] = *v;
-            }
+impl<'a, W> Slabs<'a, W> {
+    #[inline(always)]
+    fn head(&self, h: usize, features: usize, rank: usize) -> &'a [W] {
+        &self.data[(self.first_row + h * self.head_stride) * self.cols..][..features * rank]
+    }
+}
+
+/// `[W_kᵀ q_n | q_r]` of one head, for the rows of a rectangle.
+pub(crate) struct Absorb<'a, W> {
+    /// `[tokens, heads × (nope + rope)]`.
+    pub(crate) q: &'a [f32],
+    pub(crate) k: Slabs<'a, W>,
+    pub(crate) spec: &'a LatentSpec,
+    /// One head of `[tokens, heads × (rank + rope)]`.
+    pub(crate) rect: Rect<'a>,
+}
+
+impl<W: Num> Kernel for Absorb<'_, W> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let LatentSpec { heads, rank, nope, rope, .. } = *self.spec;
+        let head = self.rect.first / (rank + rope);
+        let w = self.k.head(head, nope, rank);
+        for row in self.rect.rows.clone() {
+            let at = (row * heads + head) * (nope + rope);
+            let (q_n, q_r) = self.q[at..at + nope + rope].split_at(nope);
+            let (latent, rotated) = self.rect.row(row).split_at_mut(rank);
+            combine(s, q_n, w, latent);
+            rotated.copy_from_slice(q_r);
         }
     }
 }
 
-/// One head, a band of rows of one span.
-pub(crate) struct LatentBand<'a, E> {
+/// `W_v c` of one head, for the rows of a rectangle.
+pub(crate) struct Expand<'a, W> {
+    /// `[tokens, heads × rank]`.
+    pub(crate) latent: &'a [f32],
+    pub(crate) v: Slabs<'a, W>,
+    pub(crate) spec: &'a LatentSpec,
+    /// One head of `[tokens, heads × v_dim]`.
+    pub(crate) rect: Rect<'a>,
+}
+
+impl<W: Num> Kernel for Expand<'_, W> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let LatentSpec { heads, rank, v_dim, .. } = *self.spec;
+        let head = self.rect.first / v_dim;
+        let w = self.v.head(head, v_dim, rank);
+        for row in self.rect.rows.clone() {
+            let x = &self.latent[(row * heads + head) * rank..][..rank];
+            project(s, w, x, rank, self.rect.row(row), v_dim);
+        }
+    }
+}
+
+/// One head in plain form, a band of rows of one span.
+pub(crate) struct PlainBand<'a, E, W> {
     /// `[tokens, heads × (nope + rope)]`.
     pub(crate) q: &'a [f32],
     /// `[slots, rank + rope]`.
     pub(crate) cache: &'a [E],
     pub(crate) places: Places<'a>,
-    pub(crate) k: Slab<'a>,
-    pub(crate) v: Slab<'a>,
+    pub(crate) k: Slabs<'a, W>,
+    pub(crate) v: Slabs<'a, W>,
     pub(crate) spec: &'a LatentSpec,
-    pub(crate) form: LatentForm,
     /// Positions that the band's first row sees.
     pub(crate) seen: usize,
+    /// One head of `[tokens, heads × v_dim]`.
     pub(crate) rect: Rect<'a>,
+    /// At least [`plain_scratch`] numbers.
     pub(crate) scratch: &'a mut [f32],
 }
 
-/// Scratch memory of [`LatentBand`] for `rows` rows.
-pub(crate) fn band_scratch(rows: usize, spec: &LatentSpec) -> usize {
-    let width = spec.rank + spec.rope;
-    let wide = width.max(spec.nope + spec.rope);
-    let value = spec.rank.max(spec.v_dim);
-    spec.rank * (spec.nope + spec.v_dim)
-        + rows * (wide + value + 2)
-        + spec.nope.max(spec.v_dim).max(spec.rank)
-        + SPLIT * (spec.nope + spec.rope + spec.v_dim)
-        + Flash::work(value)
+/// Scratch memory of [`PlainBand`] for `rows` rows.
+pub(crate) fn plain_scratch(rows: usize, spec: &LatentSpec) -> usize {
+    let width = spec.nope + spec.rope;
+    rows * (width + spec.v_dim + 2) + SPLIT * (width + spec.v_dim) + CHUNK * spec.rank + Flash::work(spec.v_dim)
 }
 
-impl<E: Num> Kernel for LatentBand<'_, E> {
+impl<E: Num, W: Num> Kernel for PlainBand<'_, E, W> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let LatentSpec { heads, rank, nope, rope, v_dim, scale } = *self.spec;
-        let (head, rows) = (self.rect.first / v_dim, self.rect.rows.clone());
-        let absorbed = self.form == LatentForm::Absorbed;
-        let (dim, value) = if absorbed { (rank + rope, rank) } else { (nope + rope, v_dim) };
-        let (wk, rest) = self.scratch.split_at_mut(nope * rank);
-        let (wv, rest) = rest.split_at_mut(v_dim * rank);
-        let (q, rest) = rest.split_at_mut(rows.len() * dim);
-        let (max, rest) = rest.split_at_mut(rows.len());
-        let (sum, rest) = rest.split_at_mut(rows.len());
-        let (acc, rest) = rest.split_at_mut(rows.len() * value);
-        let (row_work, rest) = rest.split_at_mut(nope.max(v_dim).max(rank));
-        let (keys, rest) = rest.split_at_mut(SPLIT * (nope + rope));
+        let (head, rows, dim) = (self.rect.first / v_dim, self.rect.rows.clone(), nope + rope);
+        let (wk, wv) = (self.k.head(head, nope, rank), self.v.head(head, v_dim, rank));
+        let (q, rest) = self.scratch.split_at_mut(rows.len() * dim);
+        let (keys, rest) = rest.split_at_mut(SPLIT * dim);
         let (values, rest) = rest.split_at_mut(SPLIT * v_dim);
-        self.k.decode(head, nope, rank, row_work, wk);
-        self.v.decode(head, v_dim, rank, row_work, wv);
+        let (latents, rest) = rest.split_at_mut(CHUNK * rank);
         for (out, row) in q.chunks_exact_mut(dim).zip(rows.clone()) {
-            let at = (row * heads + head) * (nope + rope);
-            let (q_n, q_r) = self.q[at..at + nope + rope].split_at(nope);
-            let (first, last) = out.split_at_mut(dim - rope);
-            if absorbed {
-                combine(s, q_n, wk, first);
-            } else {
-                first.copy_from_slice(q_n);
+            for (o, x) in out.iter_mut().zip(&self.q[(row * heads + head) * dim..]) {
+                *o = x * scale;
             }
-            last.copy_from_slice(q_r);
-            out.iter_mut().for_each(|v| *v *= scale);
         }
-        max.fill(f32::NEG_INFINITY);
-        sum.fill(0.0);
-        acc.fill(0.0);
-        let mut flash = Flash { q, dim, v_dim: value, max, sum, acc, work: &mut rest[..Flash::work(value)] };
+        let mut flash = Flash::start(q, dim, v_dim, rest);
         let end = self.seen + rows.len() - 1;
         let (mut at, mut k_at, mut v_at) = ([0; SPLIT], [0; SPLIT], [0; SPLIT]);
+        for j in 0..SPLIT {
+            (k_at[j], v_at[j]) = (j * dim, j * v_dim);
+        }
         for from in (0..end).step_by(SPLIT) {
             let n = SPLIT.min(end - from);
             self.places.fill(from, rank + rope, 0, &mut at[..n]);
+            for first in (0..n).step_by(CHUNK) {
+                let m = CHUNK.min(n - first);
+                for (j, latent) in latents.chunks_exact_mut(rank).take(m).enumerate() {
+                    let stored = &self.cache[at[first + j]..at[first + j] + rank + rope];
+                    widen(s, &stored[..rank], latent);
+                    widen(s, &stored[rank..], &mut keys[(first + j) * dim + nope..(first + j + 1) * dim]);
+                }
+                let latents = &latents[..m * rank];
+                project(s, wk, latents, rank, &mut keys[first * dim..], dim);
+                project(s, wv, latents, rank, &mut values[first * v_dim..], v_dim);
+            }
+            let (k, v) = (Rows { data: &*keys, at: &k_at[..n] }, Rows { data: &*values, at: &v_at[..n] });
             let seen = self.seen;
-            let sees = |i: usize| (seen + i).saturating_sub(from);
-            if absorbed {
-                let rows = Rows { data: self.cache, at: &at[..n] };
-                flash.block(s, rows, rows, sees);
-                continue;
-            }
-            for j in 0..n {
-                let stored = &self.cache[at[j]..at[j] + rank + rope];
-                let latent = &mut row_work[..rank];
-                latent.iter_mut().zip(stored).for_each(|(o, v)| *o = v.widen());
-                let key = &mut keys[j * (nope + rope)..(j + 1) * (nope + rope)];
-                project(s, wk, latent, &mut key[..nope]);
-                key[nope..].iter_mut().zip(&stored[rank..]).for_each(|(o, v)| *o = v.widen());
-                project(s, wv, latent, &mut values[j * v_dim..(j + 1) * v_dim]);
-                (k_at[j], v_at[j]) = (j * (nope + rope), j * v_dim);
-            }
-            flash.block(s, Rows { data: keys, at: &k_at[..n] }, Rows { data: values, at: &v_at[..n] }, sees);
+            flash.block(s, k, v, |i| (seen + i).saturating_sub(from));
         }
         for (i, row) in rows.enumerate() {
-            let out = self.rect.row(row);
-            if absorbed {
-                let latent = &mut row_work[..rank];
-                flash.finish(i, latent);
-                project(s, wv, latent, out);
-            } else {
-                flash.finish(i, out);
-            }
+            flash.finish(i, self.rect.row(row));
         }
+    }
+}
+
+#[inline(always)]
+fn widen<S: Simd, E: Num>(s: S, x: &[E], out: &mut [f32]) {
+    for (c, out) in out.chunks_mut(LANES).enumerate() {
+        let v = load_at(s, x, c * LANES, out.len());
+        s.store_part(v, out);
     }
 }
 
 /// `out = Σ_i x[i] · w[i, ·]`, one i after the other.
 #[inline(always)]
-fn combine<S: Simd>(s: S, x: &[f32], w: &[f32], out: &mut [f32]) {
+fn combine<S: Simd, W: Num>(s: S, x: &[f32], w: &[W], out: &mut [f32]) {
     let width = out.len();
-    for (c, out) in out.chunks_mut(LANES).enumerate() {
-        let mut acc = s.zero();
+    let mut c = 0;
+    while c < width {
+        // Four vectors side by side, so that four sums are under way.
+        let mut acc = [s.zero(); 4];
+        let left = width - c;
         for (i, x) in x.iter().enumerate() {
-            let w = &w[i * width + c * LANES..][..out.len()];
-            let w = match w.as_array() {
-                Some(w) => s.load(w),
-                None => s.load_part(w),
-            };
-            acc = s.fma(s.splat(*x), w, acc);
+            let (x, row) = (s.splat(*x), &w[i * width + c..(i + 1) * width]);
+            if left >= 4 * LANES {
+                for (v, a) in acc.iter_mut().enumerate() {
+                    *a = s.fma(x, load_at(s, row, v * LANES, LANES), *a);
+                }
+            } else {
+                acc[0] = s.fma(x, load_at(s, row, 0, left.min(LANES)), acc[0]);
+            }
         }
-        s.store_part(acc, out);
+        let vectors = if left >= 4 * LANES { 4 } else { 1 };
+        for a in acc.into_iter().take(vectors) {
+            let n = LANES.min(width - c);
+            s.store_part(a, &mut out[c..c + n]);
+            c += n;
+        }
     }
 }
 
-/// `out[f] = w[f, ·]·x`: lanes take every sixteenth product, then are added up.
+/// `out[j × stride + f] = w[f, ·]·x[j, ·]`: lanes take every sixteenth product, then are added up.
 #[inline(always)]
-fn project<S: Simd>(s: S, w: &[f32], x: &[f32], out: &mut [f32]) {
-    let (x16, x_tail) = x.as_chunks::<LANES>();
-    for (w, out) in w.chunks_exact(x.len()).zip(out) {
-        let (w16, w_tail) = w.as_chunks::<LANES>();
-        let mut acc = s.zero();
-        for (w, x) in w16.iter().zip(x16) {
-            acc = s.fma(s.load(w), s.load(x), acc);
+fn project<S: Simd, W: Num>(s: S, w: &[W], x: &[f32], rank: usize, out: &mut [f32], stride: usize) {
+    let (features, n) = (w.len() / rank, x.len() / rank);
+    let mut f = 0;
+    while f + 4 <= features {
+        let mut j = 0;
+        while S::TILE >= 8 && j + 4 <= n {
+            project_tile::<S, W, 4>(s, &w[f * rank..], &x[j * rank..], rank, &mut out[j * stride + f..], stride);
+            j += 4;
         }
-        *out = s.sum(s.fma(s.load_part(w_tail), s.load_part(x_tail), acc));
+        while j < n {
+            project_tile::<S, W, 1>(s, &w[f * rank..], &x[j * rank..], rank, &mut out[j * stride + f..], stride);
+            j += 1;
+        }
+        f += 4;
     }
+    while f < features {
+        for j in 0..n {
+            let mut acc = s.zero();
+            for c in (0..rank).step_by(LANES) {
+                let m = LANES.min(rank - c);
+                acc = s.fma(load_at(s, w, f * rank + c, m), load_at(s, x, j * rank + c, m), acc);
+            }
+            out[j * stride + f] = s.sum(acc);
+        }
+        f += 1;
+    }
+}
+
+/// Four features of `T` vectors.
+#[inline(always)]
+fn project_tile<S: Simd, W: Num, const T: usize>(
+    s: S,
+    w: &[W],
+    x: &[f32],
+    rank: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
+    let mut acc = [[s.zero(); 4]; T];
+    let mut c = 0;
+    while c < rank {
+        let n = LANES.min(rank - c);
+        let mut v = [s.zero(); T];
+        for (j, v) in v.iter_mut().enumerate() {
+            *v = load_at(s, x, j * rank + c, n);
+        }
+        for f in 0..4 {
+            let w = load_at(s, w, f * rank + c, n);
+            for j in 0..T {
+                acc[j][f] = s.fma(w, v[j], acc[j][f]);
+            }
+        }
+        c += n;
+    }
+    for j in 0..T {
+        out[j * stride..j * stride + 4].copy_from_slice(&s.sum4(acc[j]));
+    }
+}
+
+/// Whether a span of this form is [`PlainBand`]'s.
+pub(crate) fn is_plain(form: LatentForm) -> bool {
+    form == LatentForm::Plain
 }

@@ -171,6 +171,9 @@ impl Simd for Avx2 {
             _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0b10_11_00_01>(v)))
         }
 
+        fn load_pairs(self, x: &[u16; 32]) -> [__m256i; 2] {
+            [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(16).cast())]
+        }
         fn load_b(self, x: &[u8; 64]) -> [__m256i; 2] {
             [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast())]
         }

@@ -62,6 +62,23 @@ impl Simd for Avx512 {
             let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
             _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
         }
+        fn sum4(self, v: [__m512; 4]) -> [f32; 4] {
+            // Quarters of 128 bits: first [low halves of a and b] onto the high ones, then the same for quarters.
+            let halves = |a, b| {
+                _mm512_add_ps(_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+            };
+            let (ab, cd) = (halves(v[0], v[1]), halves(v[2], v[3]));
+            let q = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd),
+            );
+            let q = _mm512_add_ps(q, _mm512_permute_ps::<0b11_10_11_10>(q));
+            let q = _mm512_add_ps(q, _mm512_permute_ps::<0b01_01_01_01>(q));
+            let each = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), q);
+            let mut out = [0.0; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(each));
+            out
+        }
         fn peak(self, v: __m512) -> f32 {
             let v = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
             let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
@@ -115,6 +132,7 @@ impl Simd for Avx512 {
         }
         fn sum_i(self, v: __m512i) -> i32 { _mm512_reduce_add_epi32(v) }
 
+        fn load_pairs(self, x: &[u16; 32]) -> __m512i { _mm512_loadu_si512(x.as_ptr().cast()) }
         fn load_b(self, x: &[u8; 64]) -> __m512i { _mm512_loadu_si512(x.as_ptr().cast()) }
         fn splat_b(self, x: u8) -> __m512i { _mm512_set1_epi8(x as i8) }
         fn and(self, a: __m512i, b: __m512i) -> __m512i { _mm512_and_si512(a, b) }

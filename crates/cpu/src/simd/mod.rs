@@ -96,6 +96,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Sum of the lanes.
     fn sum_i(self, v: Self::I) -> i32;
 
+    /// 32 bfloat16.
+    fn load_pairs(self, x: &[u16; 32]) -> Self::B;
     /// 64 bytes.
     fn load_b(self, x: &[u8; 64]) -> Self::B;
     /// All bytes `x`.
@@ -122,6 +124,12 @@ pub(crate) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn zero(self) -> Self::F {
         self.splat(0.0)
+    }
+
+    /// [`Simd::sum`] of four vectors, bit for bit.
+    #[inline(always)]
+    fn sum4(self, v: [Self::F; 4]) -> [f32; 4] {
+        [self.sum(v[0]), self.sum(v[1]), self.sum(v[2]), self.sum(v[3])]
     }
 
     /// As many lanes as `x` has numbers, zeros in the others.

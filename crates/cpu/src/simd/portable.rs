@@ -160,6 +160,10 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn load_pairs(self, x: &[u16; 32]) -> [u8; 64] {
+        lanes(|i| x[i / 2].to_le_bytes()[i % 2])
+    }
+    #[inline(always)]
     fn load_b(self, x: &[u8; 64]) -> [u8; 64] {
         *x
     }

@@ -38,6 +38,7 @@ impl Kernel for Probe {
             f(v, &mut out);
         }
         out.extend([s.sum(a).to_bits(), s.peak(a).to_bits(), s.sum_i(s.round(b)) as u32]);
+        out.extend(s.sum4([a, b, s.mul(a, b), s.div(a, b)]).map(f32::to_bits));
         let bytes: [u8; 64] = rng.bytes();
         f(s.load_f32_bytes(&bytes), &mut out);
         let (x32, x16): ([u8; 32], [u8; 16]) = (rng.bytes(), rng.bytes());
@@ -57,6 +58,8 @@ impl Kernel for Probe {
         out.extend(small.map(|v| v as u32));
         f(s.pow2(s.round(s.mul(a, s.splat(0.8)))), &mut out);
         let (w, v): (S::B, S::B) = (s.load_b(&rng.bytes()), s.load_b(&rng.bytes()));
+        let pairs = rng.bytes::<32>().map(|v| u16::from(v) * 251);
+        f(s.to_f(s.dot4(s.splat_i(0), s.load_pairs(&pairs), [3, -5, 7, 11])), &mut out);
         let x = rng.bytes::<4>().map(|v| (v as i8).max(-127));
         let acc = s.splat_i(rng.next() as i32 >> 8);
         let low = s.and(w, s.splat_b(63));

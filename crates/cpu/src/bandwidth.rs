@@ -1,0 +1,58 @@
+//! How fast this machine reads memory: the ceiling of decoding.
+
+use std::time::Instant;
+
+use fathom_core::Result;
+
+use crate::isa::Level;
+use crate::simd::{Kernel, Simd};
+use crate::{Pool, pack};
+
+/// Bytes read per pass: far more than any cache holds.
+const BYTES: usize = 1 << 29;
+/// Bytes per task.
+const TASK: usize = 1 << 20;
+
+/// Touches all bytes, with as many loads in flight as the machine takes.
+struct Read<'a>(&'a [u8]);
+
+impl Kernel for Read<'_> {
+    type Out = i32;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> i32 {
+        let mut acc = [s.splat_b(0); 4];
+        let lines = self.0.as_chunks::<64>().0;
+        for (i, group) in lines.as_chunks::<4>().0.iter().enumerate() {
+            for line in 0..4 {
+                s.prefetch(self.0, (i * 4 + line) * 64 + 4096);
+            }
+            for (a, line) in acc.iter_mut().zip(group) {
+                *a = s.or(*a, s.load_b(line));
+            }
+        }
+        let all = s.or(s.or(acc[0], acc[1]), s.or(acc[2], acc[3]));
+        s.sum_i(s.dot4_small(s.splat_i(0), s.and(all, s.splat_b(1)), [1; 4]))
+    }
+}
+
+/// Bytes per second that the pool's threads read together: the best of several passes over memory in huge pages.
+///
+/// Takes half a gigabyte for its time, about a second.
+///
+/// # Errors
+/// If there is no memory for it.
+pub fn read_bandwidth(pool: &Pool) -> Result<f64> {
+    let (_, isa) = Level::choose(None)?;
+    let mut memory = pack::memory(BYTES)?;
+    pool.chunks_mut(&mut memory, TASK, |_, part| part.fill(1));
+    let mut best = 0f64;
+    for _ in 0..6 {
+        let start = Instant::now();
+        pool.run(BYTES / TASK, |task| {
+            let part = &memory[task.index * TASK..(task.index + 1) * TASK];
+            assert_eq!(isa.run(Read(part)), 64, "invariant: memory holds what was written");
+        });
+        best = best.max(BYTES as f64 / start.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
