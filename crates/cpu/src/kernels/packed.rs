@@ -163,30 +163,33 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const T: usize>(s: S, panel: Panel
             }
             let codes = C::unpack(s, bytes);
             let factor = D::factor(s, head, scales, j);
+            let start = |i: usize, half: usize| match D::OFFSET {
+                0 => 0,
+                offset => -offset * x[i][block].sums[half],
+            };
+            // Tokens innermost: eight independent sums keep the multiplier busy. One or two tokens get a sum per half
+            // for the same reason; integers do not mind the order.
+            let (mut low, mut high) = ([s.splat_i(0); T], [s.splat_i(0); T]);
+            let split = D::HALVES || T <= 2;
+            for i in 0..T {
+                low[i] = s.splat_i(if split { start(i, 0) } else { start(i, 0) + start(i, 1) });
+                high[i] = s.splat_i(if split { start(i, 1) } else { 0 });
+            }
+            for g in 0..8 {
+                for i in 0..T {
+                    let sum = if split && g >= 4 { &mut high[i] } else { &mut low[i] };
+                    *sum = C::dot(s, *sum, codes[g], x[i][block].q[g]);
+                }
+            }
             for i in 0..T {
                 let a = &x[i][block];
-                let (q, sums) = (&a.q, a.sums);
                 let scale = s.splat(a.scale);
-                let start = |half: usize| if D::OFFSET == 0 { 0 } else { -D::OFFSET * sums[half] };
-                let (mut low, mut high) = (s.splat_i(start(0)), s.splat_i(start(1)));
-                if T > 2 && !D::HALVES {
-                    // One chain: with many tokens in flight there is nothing to wait for.
-                    low = s.splat_i(start(0) + start(1));
-                    for g in 0..8 {
-                        low = C::dot(s, low, codes[g], q[g]);
-                    }
-                    acc[i] = s.fma(s.to_f(low), s.mul(factor[0], scale), acc[i]);
+                if D::HALVES {
+                    acc[i] = s.fma(s.to_f(low[i]), s.mul(factor[0], scale), acc[i]);
+                    acc[i] = s.fma(s.to_f(high[i]), s.mul(factor[1], scale), acc[i]);
                 } else {
-                    for g in 0..4 {
-                        low = C::dot(s, low, codes[g], q[g]);
-                        high = C::dot(s, high, codes[g + 4], q[g + 4]);
-                    }
-                    if D::HALVES {
-                        acc[i] = s.fma(s.to_f(low), s.mul(factor[0], scale), acc[i]);
-                        acc[i] = s.fma(s.to_f(high), s.mul(factor[1], scale), acc[i]);
-                    } else {
-                        acc[i] = s.fma(s.to_f(s.add_i(low, high)), s.mul(factor[0], scale), acc[i]);
-                    }
+                    let sum = if split { s.add_i(low[i], high[i]) } else { low[i] };
+                    acc[i] = s.fma(s.to_f(sum), s.mul(factor[0], scale), acc[i]);
                 }
                 if D::ADDEND {
                     acc[i] = s.fma(factor[1], s.splat(a.total), acc[i]);
