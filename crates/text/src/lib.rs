@@ -34,6 +34,7 @@ mod pre;
 mod python;
 mod ranks;
 mod reasoning;
+mod sandbox;
 mod source;
 mod stop;
 mod template;

@@ -8,10 +8,10 @@ use crate::clock::Clock;
 use crate::error::{Result, TextError};
 use crate::python::{self, RawJson};
 use crate::reasoning::{THINK_CLOSE, THINK_OPEN, ends_in_open_think};
+use crate::sandbox;
 use crate::source::{NamedTemplate, TokenRef, VocabSource};
 use crate::tokenizer::Tokenizer;
 use crate::tools::{ToolCall, ToolForm};
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind};
 
@@ -25,14 +25,15 @@ pub const DEEPSEEK_LLM_TEMPLATE: &str = "{{ bos_token }}{% for message in messag
     {% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
 
 /// Longest template source in bytes; published ones are below 20,000.
-const MAX_SOURCE: usize = 1 << 20;
+const MAX_SOURCE: usize = 1 << 17;
 /// Longest rendering in bytes, several times what the longest context holds.
 const MAX_OUTPUT: usize = 32 << 20;
-/// Steps (and 64-byte units of data) that a rendering may take, besides its share for the conversation's length.
-const FUEL: u64 = 2_000_000;
-/// Nested statements, macros and includes.
-const MAX_RECURSION: usize = 150;
-const TEMPLATE: &str = "chat_template";
+/// Steps (and 64-byte units of data) that a rendering may take,
+const FUEL: u64 = 200_000;
+/// more for every message,
+const FUEL_PER_MESSAGE: u64 = 2_000;
+/// and more for every so many bytes of messages and tools. Published templates need about a tenth of all this.
+const BYTES_PER_FUEL: u64 = 4;
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +150,7 @@ pub struct ChatTemplate {
 #[derive(Debug)]
 struct Compiled {
     env: Environment<'static>,
+    source: String,
     arguments: Arguments,
     tool_form: Option<ToolForm>,
     reasons: bool,
@@ -193,8 +195,9 @@ impl ChatTemplate {
     /// [`TextError::TemplateRender`] when the template refuses it, [`TextError::TemplateLimit`] when it exceeds a bound.
     pub fn render(&self, messages: &[ChatMessage], options: &RenderOptions) -> Result<Prompt> {
         let compiled = self.compiled(!options.tools.is_empty());
-        let mut text =
-            compiled.render(messages, options, &self.variables).map_err(|error| render_error(&self.file, &error))?;
+        let mut text = compiled
+            .render(messages, compiled.arguments, options, &self.variables)
+            .map_err(|error| render_error(&self.file, &error))?;
         if text.len() > MAX_OUTPUT {
             return Err(TextError::TemplateLimit {
                 file: self.file.clone(),
@@ -260,24 +263,14 @@ impl Compiled {
         if source.len() > MAX_SOURCE {
             return Err(TextError::TooLarge { what: "chat template in bytes", found: source.len(), limit: MAX_SOURCE });
         }
-        let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        env.set_syntax(syntax.expect("the default delimiters are valid"));
-        env.set_recursion_limit(MAX_RECURSION);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.set_formatter(|out, state, value| out.write_str(&python::str(state, value)?).map_err(Error::from));
-        env.add_filter("tojson", python::tojson);
-        env.add_filter("string", |state: &minijinja::State, value: Value| python::str(state, &value));
-        env.add_function("raise_exception", |message: String| -> std::result::Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        env.add_template_owned(TEMPLATE, source.clone()).map_err(|error| TextError::TemplateSyntax {
+        sandbox::check(source).map_err(|error| TextError::TemplateSyntax {
             file: file.to_owned(),
             line: error.line().unwrap_or(0),
             reason: describe(&error),
         })?;
         Ok(Self {
-            env,
+            env: sandbox::environment(),
+            source: source.clone(),
             arguments: Arguments::Object,
             tool_form: ToolForm::of_template(source),
             reasons: source.contains(THINK_OPEN) || source.contains(THINK_CLOSE),
@@ -287,6 +280,7 @@ impl Compiled {
     fn render(
         &self,
         messages: &[ChatMessage],
+        arguments: Arguments,
         options: &RenderOptions,
         variables: &[(&'static str, String)],
     ) -> std::result::Result<String, Error> {
@@ -294,7 +288,7 @@ impl Compiled {
         context.extend(options.extra.iter().map(|(name, value)| (name.clone(), python::from_json(value))));
         context.extend(variables.iter().map(|(name, text)| ((*name).to_owned(), Value::from(text.as_str()))));
         let mut set = |name: &str, value: Value| context.push((name.to_owned(), value));
-        set("messages", messages.iter().map(|message| self.message(message)).collect());
+        set("messages", messages.iter().map(|message| message_value(message, arguments)).collect());
         set(
             "tools",
             if options.tools.is_empty() {
@@ -319,54 +313,52 @@ impl Compiled {
                 now.strftime(format).map_err(|directive| Error::new(ErrorKind::InvalidOperation, unknown(directive)))
             }),
         );
-        let share = messages.iter().map(size).sum::<usize>() as u64 / 4;
-        let mut env = self.env.clone();
-        env.set_fuel(Some(FUEL + share));
-        env.get_template(TEMPLATE)?.render(Value::from_pairs(context))
+        let tools = options.tools.iter().map(|tool| tool.to_string().len());
+        let bytes: usize = messages.iter().map(size).chain(tools).sum();
+        let fuel = FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + bytes as u64 / BYTES_PER_FUEL;
+        sandbox::render(&self.env, &self.source, Value::from_pairs(context), fuel)
     }
+}
 
-    /// The message as transformers gives it to templates: absent fields are absent, not null, but for `content`.
-    fn message(&self, message: &ChatMessage) -> Value {
-        let mut fields: Vec<(&str, Value)> = vec![("role", Value::from(message.role.as_str()))];
-        let content = message.content.as_deref();
-        // An empty text beside tool calls means no text; templates print a turn of its own for it otherwise.
-        let content = content.filter(|content| !content.is_empty() || message.tool_calls.is_empty());
-        fields.push(("content", content.map_or(Value::from(()), Value::from)));
-        if let Some(reasoning) = &message.reasoning {
-            fields.push(("reasoning_content", Value::from(reasoning.as_str())));
-        }
-        if !message.tool_calls.is_empty() {
-            let calls = message.tool_calls.iter().map(|call| self.tool_call(call));
-            fields.push(("tool_calls", calls.collect()));
-        }
-        for (name, value) in [("tool_call_id", &message.tool_call_id), ("name", &message.name)] {
-            if let Some(value) = value {
-                fields.push((name, Value::from(value.as_str())));
-            }
-        }
-        Value::from_pairs(fields)
+/// The message as transformers gives it to templates: absent fields are absent, not null, but for `content`.
+fn message_value(message: &ChatMessage, arguments: Arguments) -> Value {
+    let mut fields: Vec<(&str, Value)> = vec![("role", Value::from(message.role.as_str()))];
+    let content = message.content.as_deref();
+    // An empty text beside tool calls means no text; templates print a turn of its own for it otherwise.
+    let content = content.filter(|content| !content.is_empty() || message.tool_calls.is_empty());
+    fields.push(("content", content.map_or(Value::from(()), Value::from)));
+    if let Some(reasoning) = &message.reasoning {
+        fields.push(("reasoning_content", Value::from(reasoning.as_str())));
     }
+    if !message.tool_calls.is_empty() {
+        let calls = message.tool_calls.iter().map(|call| tool_call_value(call, arguments));
+        fields.push(("tool_calls", calls.collect()));
+    }
+    for (name, value) in [("tool_call_id", &message.tool_call_id), ("name", &message.name)] {
+        if let Some(value) = value {
+            fields.push((name, Value::from(value.as_str())));
+        }
+    }
+    Value::from_pairs(fields)
+}
 
-    fn tool_call(&self, call: &ToolCall) -> Value {
-        let parsed = match self.arguments {
-            Arguments::Text => None,
-            Arguments::Object => {
-                serde_json::from_str::<serde_json::Value>(&call.arguments).ok().filter(|value| value.is_object())
-            }
-        };
-        let arguments = match parsed {
-            None => Value::from(call.arguments.as_str()),
-            Some(object) => {
-                Value::from_object(RawJson { text: call.arguments.clone(), value: python::from_json(&object) })
-            }
-        };
-        let function = Value::from_pairs([("name", Value::from(call.name.as_str())), ("arguments", arguments)]);
-        let mut fields = vec![("type", Value::from("function")), ("function", function)];
-        if let Some(id) = &call.id {
-            fields.push(("id", Value::from(id.as_str())));
+fn tool_call_value(call: &ToolCall, arguments: Arguments) -> Value {
+    let parsed = match arguments {
+        Arguments::Text => None,
+        Arguments::Object => {
+            serde_json::from_str::<serde_json::Value>(&call.arguments).ok().filter(|value| value.is_object())
         }
-        Value::from_pairs(fields)
+    };
+    let arguments = match parsed {
+        None => Value::from(call.arguments.as_str()),
+        Some(object) => Value::from_object(RawJson { text: call.arguments.clone(), value: python::from_json(&object) }),
+    };
+    let function = Value::from_pairs([("name", Value::from(call.name.as_str())), ("arguments", arguments)]);
+    let mut fields = vec![("type", Value::from("function")), ("function", function)];
+    if let Some(id) = &call.id {
+        fields.push(("id", Value::from(id.as_str())));
     }
+    Value::from_pairs(fields)
 }
 
 fn size(message: &ChatMessage) -> usize {
@@ -383,8 +375,7 @@ fn probe_arguments(compiled: &Compiled, variables: &[(&'static str, String)]) ->
     asks.tool_calls.push(ToolCall { id: Some("call_0".into()), name: "probe".into(), arguments: ARGUMENTS.into() });
     let messages = [ChatMessage::new(Role::User, "probe"), asks];
     let shows = |arguments| {
-        let compiled = Compiled { env: compiled.env.clone(), arguments, ..*compiled };
-        let text = compiled.render(&messages, &RenderOptions::default(), variables);
+        let text = compiled.render(&messages, arguments, &RenderOptions::default(), variables);
         text.is_ok_and(|text| text.contains(ARGUMENTS))
     };
     if shows(Arguments::Text) && !shows(Arguments::Object) { Arguments::Text } else { Arguments::Object }
@@ -392,7 +383,10 @@ fn probe_arguments(compiled: &Compiled, variables: &[(&'static str, String)]) ->
 
 fn render_error(file: &str, error: &Error) -> TextError {
     if error.kind() == ErrorKind::OutOfFuel {
-        return TextError::TemplateLimit { file: file.to_owned(), limit: format!("{FUEL} steps and units of data") };
+        return TextError::TemplateLimit {
+            file: file.to_owned(),
+            limit: "steps and memory for a conversation of this size".into(),
+        };
     }
     TextError::TemplateRender { file: file.to_owned(), line: error.line().unwrap_or(0), reason: describe(error) }
 }
