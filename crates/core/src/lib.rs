@@ -1,13 +1,13 @@
 #![forbid(unsafe_code)]
 //! Floor 0: the words every other crate speaks.
 //!
-//! Number formats ([`format`]), weights as they lie in a file ([`weight`]), activations on some
+//! Number formats ([`mod@format`]), weights as they lie in a file ([`weight`]), activations on some
 //! device ([`tensor`]), the [`Backend`] trait that turns one into the other, and two backends that need
-//! nothing else: [`reference`] (slow, plain, the executable specification) and [`null`] (no data,
+//! nothing else: [`mod@reference`] (slow, plain, the executable specification) and [`null`] (no data,
 //! counts operations and bytes).
 //!
 //! It must not know: files, tokenizers, model families, threads, instruction sets.
-//! Start at [`backend`], then [`reference`].
+//! Start at [`backend`], then [`mod@reference`].
 
 pub mod backend;
 pub mod check;

@@ -18,7 +18,7 @@ use crate::metadata::{Entry, Metadata, ValueType};
 use crate::table::{Stored, StoredType, Table};
 
 /// Caps: far above every published model, low enough that a hostile header costs little.
-const MAX_HEADER_BYTES: usize = 256 << 20;
+const MAX_METADATA_BYTES: usize = 256 << 20;
 const MAX_PAIRS: u64 = 1 << 16;
 const MAX_TENSORS: u64 = 1 << 17;
 const MAX_KEY_BYTES: u64 = (1 << 16) - 1;
@@ -128,7 +128,7 @@ impl Part {
     /// Reads a header. Faults that hide what follows end the reading, others are collected.
     fn read(path: &Path, source: Arc<dyn ByteSource>, faults: &mut Faults) -> Result<Part> {
         let len = source.bytes().len();
-        let mut c = Cursor { file: path, bytes: &source.bytes()[..len.min(MAX_HEADER_BYTES)], at: 0 };
+        let mut c = Cursor { file: path, bytes: source.bytes(), at: 0 };
 
         let magic = c.take(4, "the magic \"GGUF\"")?;
         if magic != b"GGUF" {
@@ -211,6 +211,10 @@ fn read_pairs(c: &mut Cursor, count: u64, bytes: Bytes, faults: &mut Faults) -> 
             }
         } else {
             c.string("a string", MAX_STRING_BYTES)?;
+        }
+        if c.at > MAX_METADATA_BYTES {
+            let expected = format!("key-value pairs of at most {MAX_METADATA_BYTES} bytes");
+            return Err(Fault::byte(c.file, c.at, expected, "more"));
         }
     }
     let mut sorted: Vec<u32> = (0..m.entries.len() as u32).collect();

@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use fathom_files::Error;
 use fathom_files::gguf::Gguf;
 use fathom_files::safetensors::SafeTensors;
+use fathom_files::{Archive, Error, Place};
 use fathom_testkit::alloc::{CountingAllocator, on_this_thread};
 
 #[global_allocator]
@@ -577,6 +577,41 @@ fn no_cut_and_no_changed_byte_panics() {
     };
     each(&gguf, &|bytes| verdict(&bytes, read_all));
     each(&safetensors, &|bytes| verdict(&bytes, SafeTensors::from_bytes));
+}
+
+#[cfg(unix)]
+#[test]
+fn metadata_of_any_size_is_refused_unread() {
+    let (dir, mut raw) = (tempfile::tempdir().unwrap(), Raw::new());
+    let path = dir.path().join("m.gguf");
+    let mut file = std::fs::File::create(&path).unwrap();
+    // Each pair an array of 2^24 bytes, which are a hole in the file.
+    raw.pair_count = 60_000;
+    std::io::Write::write_all(&mut file, &raw.bytes()[..24]).unwrap();
+    let mut at = 24;
+    for i in 0..17 {
+        let pair = array(&format!("k{i}"), 0, 1 << 24, &[]);
+        std::os::unix::fs::FileExt::write_all_at(&file, &pair, at).unwrap();
+        at += pair.len() as u64 + (1 << 24);
+    }
+    file.set_len(at).unwrap();
+    let (error, usage) = on_this_thread(|| Gguf::open(&path).err().unwrap());
+    assert!(error.to_string().ends_with("expected key-value pairs of at most 268435456 bytes, found more"), "{error}");
+    assert!(usage.peak_bytes < SLACK_BYTES, "{usage:?}");
+}
+
+#[test]
+fn a_type_without_a_codec_is_named_when_it_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let raw = Raw { data: vec![0; 32 + 292], ..Raw::new().tensor(1, tensor(b"b", &[256], 15, 32)) };
+    std::fs::write(&path, raw.bytes()).unwrap();
+    let archive = Archive::open(&path).unwrap();
+    assert!(archive.tensor("a").unwrap().is_some());
+    assert!(archive.tensor("c").unwrap().is_none());
+    let fault = archive.tensor("b").err().unwrap();
+    assert_eq!((fault.place, &*fault.found), (Place::Tensor("b".into()), "Q8_K"));
+    assert!(fault.expected.contains("Q8_0") && fault.expected.contains("IQ4_XS"), "{}", fault.expected);
 }
 
 /// Whatever we accept, the format's own library accepts, and sees the same tensors.

@@ -2,7 +2,7 @@
 //!
 //! A format packs `block_elems` numbers into `block_bytes` bytes. Its scalar codec here is the executable
 //! specification that every fast kernel is tested against. To add one: write `format/x.rs` with a `BlockFormat`
-//! and an id, and add its three lines here (`mod`, `pub use`, [`FORMATS`]); it then loads, decodes, converts and
+//! and an id, and add its three lines here (`mod`, `pub use`, `FORMATS`); it then loads, decodes, converts and
 //! runs on every backend by decode-then-dot (`docs/adding-a-format.md`).
 
 mod fp8;
