@@ -12,15 +12,15 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use fathom_core::{ByteSource, format};
+use fathom_core::{ByteSource, FormatId, format};
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::archive::read_capped;
 use crate::cursor::Cursor;
 use crate::fault::{Error, Fault, Faults, Result, quoted};
 use crate::map::Map;
-use crate::table::{Stored, StoredType, Table, TensorInfo};
+use crate::table::{Stored, Table, TensorInfo};
 
 const MAX_HEADER_BYTES: u64 = 100 << 20;
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -31,24 +31,30 @@ const MAX_DIMS: usize = 4;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The types of the safetensors format: name, what fathom computes with (if it does), bytes of an element.
-const TYPES: &[(&str, StoredType, u64)] = &[
-    ("F32", Ok(format::F32), 4),
-    ("F16", Ok(format::F16), 2),
-    ("BF16", Ok(format::BF16), 2),
-    ("F8_E4M3", Ok(format::F8_E4M3), 1),
-    ("F8_E8M0", Ok(format::UE8M0), 1),
-    ("F64", Err("F64"), 8),
-    ("I64", Err("I64"), 8),
-    ("U64", Err("U64"), 8),
-    ("I32", Err("I32"), 4),
-    ("U32", Err("U32"), 4),
-    ("I16", Err("I16"), 2),
-    ("U16", Err("U16"), 2),
-    ("I8", Err("I8"), 1),
-    ("U8", Err("U8"), 1),
-    ("BOOL", Err("BOOL"), 1),
-    ("F8_E5M2", Err("F8_E5M2"), 1),
+/// The types of the safetensors format: name, bits of an element, what fathom computes with, if it does.
+const TYPES: &[(&str, u64, Option<FormatId>)] = &[
+    ("F32", 32, Some(format::F32)),
+    ("F16", 16, Some(format::F16)),
+    ("BF16", 16, Some(format::BF16)),
+    ("F8_E4M3", 8, Some(format::F8_E4M3)),
+    ("F8_E8M0", 8, Some(format::UE8M0)),
+    ("C64", 64, None),
+    ("F64", 64, None),
+    ("I64", 64, None),
+    ("U64", 64, None),
+    ("I32", 32, None),
+    ("U32", 32, None),
+    ("I16", 16, None),
+    ("U16", 16, None),
+    ("I8", 8, None),
+    ("U8", 8, None),
+    ("BOOL", 8, None),
+    ("F8_E5M2", 8, None),
+    ("F8_E4M3FNUZ", 8, None),
+    ("F8_E5M2FNUZ", 8, None),
+    ("F6_E2M3", 6, None),
+    ("F6_E3M2", 6, None),
+    ("F4", 4, None),
 ];
 
 /// One or many safetensors files.
@@ -196,12 +202,16 @@ impl RawEntry {
         if name.len() > MAX_NAME_BYTES {
             return Err(fault(format!("a name of at most {MAX_NAME_BYTES} bytes"), name.len().to_string()));
         }
-        let (_, ty, elem_bytes) = (TYPES.iter())
+        let (type_name, elem_bits, format) = (TYPES.iter())
             .find(|t| t.0 == self.dtype)
             .ok_or_else(|| fault("a type of the safetensors format".into(), quoted(&self.dtype)))?;
-        let bytes = (self.shape.iter())
-            .try_fold(*elem_bytes, |n, d| n.checked_mul(*d))
-            .ok_or_else(|| fault("a size below 2^64 bytes".into(), format!("dimensions {:?}", self.shape)))?;
+        let bits = (self.shape.iter())
+            .try_fold(*elem_bits, |n, d| n.checked_mul(*d))
+            .ok_or_else(|| fault("a size below 2^61 bytes".into(), format!("dimensions {:?}", self.shape)))?;
+        if !bits.is_multiple_of(8) {
+            return Err(fault("whole bytes".into(), format!("{bits} bits in {type_name} {:?}", self.shape)));
+        }
+        let bytes = bits / 8;
         let (start, end) = self.data_offsets;
         if start.checked_add(bytes) != Some(end) {
             let expected = format!("offsets {bytes} bytes apart for {} {:?}", self.dtype, self.shape);
@@ -211,7 +221,7 @@ impl RawEntry {
             return Err(fault(format!("data to end at offset {} at most", len - data), end.to_string()));
         }
         let shape = self.shape.iter().map(|d| *d as usize).collect();
-        Ok(Stored { ty: *ty, shape, file, range: data + start as usize..data + end as usize })
+        Ok(Stored { ty: format.ok_or(type_name), shape, file, range: data + start as usize..data + end as usize })
     }
 }
 
@@ -249,10 +259,7 @@ type Index = BTreeMap<String, String>;
 
 fn read_index(path: &Path, faults: &mut Faults) -> Result<Index> {
     #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
     struct Raw {
-        #[serde(rename = "metadata", default)]
-        _metadata: IgnoredAny,
         weight_map: Pairs<String>,
     }
 

@@ -457,7 +457,12 @@ fn safetensors_faults_are_named() {
         (
             "elements overflow",
             one(r#"{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,8]}"#),
-            "tensor a: expected a size below 2^64 bytes, found dimensions [4294967296, 4294967296, 4]",
+            "tensor a: expected a size below 2^61 bytes, found dimensions [4294967296, 4294967296, 4]",
+        ),
+        (
+            "half a byte",
+            one(r#"{"dtype":"F4","shape":[3],"data_offsets":[0,2]}"#),
+            "tensor a: expected whole bytes, found 12 bits in F4 [3]",
         ),
         (
             "three offsets",
@@ -619,9 +624,9 @@ fn a_type_without_a_codec_is_named_when_it_is_used() {
 fn safetensors_agrees_with_the_reference_library() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures/qwen2/model.safetensors");
     let json = format!(
-        r#"{{{ENTRY},"b":{{"dtype":"BF16","shape":[3,1],"data_offsets":[8,14]}},"e":{{"dtype":"I64","shape":[0],"data_offsets":[14,14]}}}}"#
+        r#"{{{ENTRY},"b":{{"dtype":"BF16","shape":[3,1],"data_offsets":[8,14]}},"e":{{"dtype":"I64","shape":[0],"data_offsets":[14,14]}},"f":{{"dtype":"F4","shape":[2,2],"data_offsets":[14,16]}}}}"#
     );
-    for bytes in [Some(safetensors(&json, 14)), std::fs::read(shared).ok()].into_iter().flatten() {
+    for bytes in [Some(safetensors(&json, 16)), std::fs::read(shared).ok()].into_iter().flatten() {
         let theirs = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let ours = SafeTensors::from_bytes(bytes.clone()).unwrap();
         let mut names = theirs.names();
