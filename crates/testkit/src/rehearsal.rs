@@ -56,7 +56,7 @@ pub struct Dense {
 }
 
 /// The six R1 distils and the dense base of DeepSeek's first generation, as published.
-pub const DENSE: &[(&str, Dense)] = &[
+pub const DENSE: [(&str, Dense); 7] = [
     ("R1-Distill-Qwen-1.5B", qwen(1536, 28, 12, 2, 8960, 151_936, 1e4, 1e-6)),
     ("R1-Distill-Qwen-7B", qwen(3584, 28, 28, 4, 18_944, 152_064, 1e4, 1e-6)),
     ("R1-Distill-Qwen-14B", qwen(5120, 48, 40, 8, 13_824, 152_064, 1e6, 1e-5)),
