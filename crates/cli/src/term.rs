@@ -136,3 +136,9 @@ pub(crate) fn interrupted() -> bool {
 pub(crate) fn forget_interrupt() {
     INTERRUPTS.store(0, Ordering::Relaxed);
 }
+
+/// Text without the control characters that a terminal would obey, where someone watches standard error.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if stderr_is_terminal() && text.contains(obeyed) { text.replace(obeyed, "").into() } else { text.into() }
+}

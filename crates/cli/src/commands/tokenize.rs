@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use fathom_model::Model;
 use fathom_text::{Specials, Tokenizer};
 use serde_json::{Value, json};
@@ -64,7 +64,14 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let model = Model::open(&path, &Default::default())?;
     let tokenizer = Tokenizer::new(&model.vocab()?)?;
     let ids = match (args.decode, args.prompt, args.plain) {
-        (true, ..) => parse_ids(&text, tokenizer.vocab_size())?,
+        (true, ..) => {
+            let ids = parse_ids(&text)?;
+            let size = tokenizer.vocab_size();
+            match ids.iter().find(|id| **id as usize >= size) {
+                Some(id) => bail!("token id {id} is outside the vocabulary of {size}"),
+                None => ids,
+            }
+        }
         (_, true, _) => tokenizer.encode_prompt(&text)?,
         (_, _, true) => tokenizer.encode(&text, Specials::Plain)?,
         _ => tokenizer.encode(&text, Specials::Parse)?,
@@ -87,16 +94,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// Ids between commas, white space or brackets.
-pub(crate) fn parse_ids(text: &str, vocab: usize) -> Result<Vec<u32>> {
+pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>> {
     let words = text.split(|c: char| c.is_whitespace() || ",[]".contains(c)).filter(|w| !w.is_empty());
-    let ids: Vec<u32> = words
-        .map(|word| {
-            let id: u32 =
-                word.parse().with_context(|| format!("`{word}` is no token id; expected numbers such as 1,2,3"))?;
-            ensure!((id as usize) < vocab, "token id {id} is outside the vocabulary of {vocab}");
-            Ok(id)
-        })
-        .collect::<Result<_>>()?;
+    let parse = |word: &str| word.parse().with_context(|| format!("`{word}` is no token id; expected numbers such as 1,2,3"));
+    let ids: Vec<u32> = words.map(parse).collect::<Result<_>>()?;
     ensure!(!ids.is_empty(), "no token ids; expected numbers such as 1,2,3");
     Ok(ids)
 }
@@ -107,10 +108,10 @@ mod tests {
 
     #[test]
     fn ids_come_in_many_dresses() {
-        assert_eq!(parse_ids("1,2, 3\n", 4).unwrap(), [1, 2, 3]);
-        assert_eq!(parse_ids("[1 2]", 4).unwrap(), [1, 2]);
-        for bad in ["", "1,x", "-1", "4", "1.5"] {
-            assert!(parse_ids(bad, 4).is_err(), "{bad}");
+        assert_eq!(parse_ids("1,2, 3\n").unwrap(), [1, 2, 3]);
+        assert_eq!(parse_ids("[1 2]").unwrap(), [1, 2]);
+        for bad in ["", "1,x", "-1", "4294967296", "1.5"] {
+            assert!(parse_ids(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,0 +1,208 @@
+//! From options to a model that can run: memory reckoned first, then weights, then whoever will use them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use fathom_core::reference::Reference;
+use fathom_core::{Backend, DType, Precision};
+use fathom_cpu::{Cpu, CpuOptions};
+use fathom_model::spec::kv_widths;
+use fathom_model::{BLOCK, Decoder, Model, ModelSpec};
+
+use crate::args::{BackendName, LoadArgs};
+use crate::term::{self, ByteBar};
+use crate::units::{bytes, grouped};
+use crate::{machine, source};
+
+/// A context beyond this is only taken if asked for: its cache is memory that most conversations never use.
+const DEFAULT_CONTEXT: usize = 32_768;
+
+/// Less context than this is not worth starting with unasked.
+const LEAST_CONTEXT: usize = 1_024;
+
+/// How much context a command needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Room {
+    /// As much as is reasonable.
+    Conversation,
+    /// For this many tokens.
+    Tokens(usize),
+}
+
+/// A model with its weights where they are used.
+pub(crate) struct Loaded {
+    /// As the person named it.
+    pub(crate) name: String,
+    pub(crate) model: Model,
+    pub(crate) decoder: Decoder,
+    /// Number type of the cache.
+    pub(crate) kv: DType,
+    /// Tokens that prompt and answer may have together.
+    pub(crate) context: usize,
+    /// From the first look at the files until now.
+    pub(crate) took: Duration,
+}
+
+/// What computes, with the level of instructions that it uses.
+pub(crate) struct Device {
+    pub(crate) backend: Arc<dyn Backend>,
+    /// The same, if it is the CPU backend.
+    pub(crate) cpu: Option<Arc<Cpu>>,
+}
+
+impl Device {
+    /// The backend that the options name, in the precision asked for, else in `default`.
+    pub(crate) fn open(args: &LoadArgs, default: Precision) -> Result<Self> {
+        args.check()?;
+        if args.backend == BackendName::Reference {
+            return Ok(Device { backend: Arc::new(Reference::new()), cpu: None });
+        }
+        let cpu = Cpu::new(CpuOptions {
+            threads: args.threads.map(usize::from),
+            isa: args.isa,
+            precision: args.precision_or(default),
+            ..CpuOptions::default()
+        })?;
+        Ok(Device { backend: cpu.clone(), cpu: Some(cpu) })
+    }
+
+    /// `reference`, or `cpu` with level and threads.
+    pub(crate) fn describe(&self) -> String {
+        match &self.cpu {
+            None => "reference".into(),
+            Some(cpu) => format!("cpu, {}, {} threads", cpu.level().name(), cpu.pool().threads()),
+        }
+    }
+}
+
+/// Loads the model that the options and the positional name.
+pub(crate) fn load(args: &LoadArgs, positional: Option<&str>, room: Room, default: Precision) -> Result<(Loaded, Device)> {
+    args.check()?;
+    let name = args.named(positional)?;
+    let path = source::locate(name)?;
+    let device = Device::open(args, default)?;
+    let name = name.map_or_else(|| path.display().to_string(), str::to_owned);
+    let loaded = load_on(&device, args, name, path, room)?;
+    Ok((loaded, device))
+}
+
+/// Loads the model at `path` onto a backend.
+pub(crate) fn load_on(device: &Device, args: &LoadArgs, name: String, path: PathBuf, room: Room) -> Result<Loaded> {
+    let start = Instant::now();
+    let model = Model::open(&path, &args.read.options())?;
+    let kv = args.kv_dtype(device.backend.precision());
+    let plan = Plan { spec: &model.spec, weights: model.archive.total_bytes(), kv };
+    let budget = args.memory.or_else(machine::available_bytes);
+    let context = plan.context(room, args.context.map(|c| c as usize), budget)?;
+    let mut bar = ByteBar::new("loading");
+    let decoder = model.load(device.backend.clone(), &mut |done, total| bar.update(done, total, 0))?;
+    drop(bar);
+    Ok(Loaded { name, model, decoder, kv, context, took: start.elapsed() })
+}
+
+/// What a model will take.
+struct Plan<'a> {
+    spec: &'a ModelSpec,
+    /// Bytes of all weights.
+    weights: u64,
+    kv: DType,
+}
+
+impl Plan<'_> {
+    /// Bytes of cache for so many tokens: whole blocks, the prediction block's layer included.
+    fn cache(&self, tokens: usize) -> u64 {
+        let drafts = self.spec.mtp.as_ref().map_or(0, |l| kv_widths(&l.mixer).iter().sum::<usize>() * self.kv.bytes());
+        let per_token = (self.spec.kv_bytes_per_token(self.kv) + drafts) as u64;
+        per_token * tokens.next_multiple_of(BLOCK) as u64
+    }
+
+    /// The context to make room for.
+    ///
+    /// # Errors
+    /// With both numbers, if it is longer than the model's, shorter than needed, or too large for the memory.
+    fn context(&self, room: Room, asked: Option<usize>, budget: Option<u64>) -> Result<usize> {
+        let most = self.spec.context;
+        let wanted = match (room, asked) {
+            (Room::Tokens(needed), Some(asked)) if asked < needed => {
+                bail!("--context {asked} is less than the {needed} tokens needed here")
+            }
+            (_, Some(asked)) => asked,
+            (Room::Tokens(needed), None) => needed,
+            (Room::Conversation, None) => most.min(DEFAULT_CONTEXT),
+        };
+        if wanted > most {
+            bail!("a context of {} tokens is asked for; this model was made for {}", grouped(wanted as u64), grouped(most as u64));
+        }
+        let needs = |tokens| self.weights.saturating_add(self.cache(tokens));
+        let Some(budget) = budget.filter(|b| needs(wanted) > *b) else { return Ok(wanted) };
+        if asked.is_none() && matches!(room, Room::Conversation) {
+            // Nobody asked for so much, so what fits will do, if it is said.
+            let fits = (1..=wanted / BLOCK).rev().map(|blocks| blocks * BLOCK).find(|tokens| needs(*tokens) <= budget);
+            if let Some(fits) = fits.filter(|f| *f >= LEAST_CONTEXT.min(wanted)) {
+                term::note(&format!(
+                    "context of {} tokens: more does not fit into {} (--context asks for more, --memory allows more)",
+                    grouped(fits as u64),
+                    bytes(budget)
+                ));
+                return Ok(fits);
+            }
+        }
+        bail!(
+            "this needs {}: {} of weights and {} of cache for {} tokens, but {} may be used: \
+             take a smaller --context or a smaller file, or allow more with --memory",
+            bytes(needs(wanted)),
+            bytes(self.weights),
+            bytes(self.cache(wanted)),
+            grouped(wanted as u64),
+            bytes(budget),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 384 bytes of cache per token in 16 bit, a context of 4,096.
+    fn spec() -> ModelSpec {
+        use fathom_core::RopeLayout;
+        use fathom_model::spec::{Ffn, LayerSpec, Mixer, RopeScaling, RopeSpec};
+        let mixer = Mixer::Gqa { heads: 4, kv_heads: 2, head_dim: 16, qkv_bias: false, qk_norm: false };
+        ModelSpec {
+            family: "test",
+            vocab: 8,
+            dim: 64,
+            eps: 1e-6,
+            context: 4_096,
+            rope: RopeSpec { dim: 16, theta: 1e4, layout: RopeLayout::Halves, scaling: RopeScaling::None },
+            layers: vec![LayerSpec { mixer, ffn: Ffn::Dense { hidden: 8 } }; 3],
+            tied: false,
+            mtp: None,
+        }
+    }
+
+    fn context(room: Room, asked: Option<usize>, budget: Option<u64>) -> Result<usize> {
+        Plan { spec: &spec(), weights: 1_000_000, kv: DType::F16 }.context(room, asked, budget)
+    }
+
+    #[test]
+    fn what_fits_is_taken_and_what_was_asked_for_is_not_cut() {
+        let whole = 1_000_000 + 384 * 4_096;
+        assert_eq!(context(Room::Conversation, None, None).unwrap(), 4_096);
+        assert_eq!(context(Room::Conversation, None, Some(whole)).unwrap(), 4_096);
+        assert_eq!(context(Room::Conversation, None, Some(whole - 1)).unwrap(), 4_096 - BLOCK);
+        assert_eq!(context(Room::Conversation, Some(100), Some(1_000_000 + 384 * 128)).unwrap(), 100);
+        assert_eq!(context(Room::Tokens(7), None, None).unwrap(), 7);
+        let said = |r: Result<usize>| r.unwrap_err().to_string();
+        let asked = said(context(Room::Conversation, Some(4_096), Some(whole - 1)));
+        for words in ["2.45 MiB", "976.56 KiB of weights", "1.50 MiB of cache for 4,096 tokens", "--memory"] {
+            assert!(asked.contains(words), "{words}: {asked}");
+        }
+        assert!(said(context(Room::Conversation, None, Some(1_000_000))).contains("of cache"));
+        assert!(said(context(Room::Conversation, Some(5_000), None)).contains("made for 4,096"));
+        assert!(said(context(Room::Tokens(7), Some(6), None)).contains("7 tokens needed"));
+        assert!(said(context(Room::Tokens(5_000), None, None)).contains("made for 4,096"));
+    }
+}
