@@ -147,7 +147,9 @@ impl LoadArgs {
             ("--precision fast", self.precision == Some(PrecisionName::Fast)),
         ];
         match useless.iter().find(|(_, given)| *given) {
-            Some((option, _)) => bail!("{option} has no effect on the reference backend, which is one thread of plain float32: leave it out"),
+            Some((option, _)) => bail!(
+                "{option} has no effect on the reference backend, which is one thread of plain float32: leave it out"
+            ),
             None => Ok(()),
         }
     }
@@ -182,7 +184,9 @@ impl LoadArgs {
 /// How tokens are drawn and when an answer ends. What is left out comes from the model's `generation_config.json`, else from
 /// DeepSeek's recommendation.
 #[derive(clap::Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Sampling (defaults: the model's generation_config.json, else temperature 0.6, top-p 0.95)")]
+#[command(
+    next_help_heading = "Sampling (defaults: the model's generation_config.json, else temperature 0.6, top-p 0.95)"
+)]
 pub(crate) struct SamplingArgs {
     /// Randomness; 0 always takes the likeliest token
     #[arg(long, value_name = "T", allow_negative_numbers = true)]

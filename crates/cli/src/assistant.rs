@@ -250,7 +250,9 @@ impl Answer {
             Ending::Length if max_tokens.is_some_and(|most| self.usage.completion >= most) => {
                 Some(format!("(stopped at --max-tokens {})", self.usage.completion))
             }
-            Ending::Length => Some(format!("(stopped: the context of {context} tokens is full; --context allows more)")),
+            Ending::Length => {
+                Some(format!("(stopped: the context of {context} tokens is full; --context allows more)"))
+            }
         }
     }
 

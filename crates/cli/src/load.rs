@@ -78,7 +78,12 @@ impl Device {
 }
 
 /// Loads the model that the options and the positional name.
-pub(crate) fn load(args: &LoadArgs, positional: Option<&str>, room: Room, default: Precision) -> Result<(Loaded, Device)> {
+pub(crate) fn load(
+    args: &LoadArgs,
+    positional: Option<&str>,
+    room: Room,
+    default: Precision,
+) -> Result<(Loaded, Device)> {
     args.check()?;
     let name = args.named(positional)?;
     let path = source::locate(name)?;
@@ -133,7 +138,11 @@ impl Plan<'_> {
             (Room::Conversation, None) => most.min(DEFAULT_CONTEXT),
         };
         if wanted > most {
-            bail!("a context of {} tokens is asked for; this model was made for {}", grouped(wanted as u64), grouped(most as u64));
+            bail!(
+                "a context of {} tokens is asked for; this model was made for {}",
+                grouped(wanted as u64),
+                grouped(most as u64)
+            );
         }
         let needs = |tokens| self.weights.saturating_add(self.cache(tokens));
         let Some(budget) = budget.filter(|b| needs(wanted) > *b) else { return Ok(wanted) };

@@ -5,10 +5,13 @@
 //! Standard output carries the answer and nothing else. Exit status: 0 done, 1 failed, 2 a command line that makes no
 //! sense, 130 interrupted.
 
-#![allow(dead_code)]
 mod args;
+mod assistant;
 mod commands;
+mod load;
 mod machine;
+mod markdown;
+mod npy;
 mod source;
 mod term;
 mod units;

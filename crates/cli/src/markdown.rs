@@ -68,7 +68,11 @@ impl Markdown {
         if start.starts_with("```") {
             self.in_code = !self.in_code;
             let language = start.trim_matches('`').trim();
-            let label = if self.in_code { format!("\x1b[2m── {language}\x1b[0m\n") } else { "\x1b[2m──\x1b[0m\n".into() };
+            let label = if self.in_code {
+                format!("\x1b[2m── {language}\x1b[0m\n")
+            } else {
+                "\x1b[2m──\x1b[0m\n".into()
+            };
             redraw(&line, &label, size, out);
         } else if self.in_code || start.is_empty() {
             self.end_table(size, out);
@@ -147,7 +151,9 @@ mod tests {
                         // The letter was consumed: `J` comes bare, `A` with a number, the rest is colour.
                         match body.as_str() {
                             "" => self.rows.truncate(self.row),
-                            n if n.len() < 3 && text.contains(&format!("\x1b[{n}A")) => self.row -= n.parse::<usize>().unwrap(),
+                            n if n.len() < 3 && text.contains(&format!("\x1b[{n}A")) => {
+                                self.row -= n.parse::<usize>().unwrap()
+                            }
                             _ => {}
                         }
                     }

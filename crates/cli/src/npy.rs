@@ -94,7 +94,8 @@ mod tests {
         npy.row(&[0.0, f32::INFINITY, 1e-3]).unwrap();
         npy.finish().unwrap();
         // numpy 2.4.6: np.save(f, np.array([[1, -.5, 2], [0, np.inf, 1e-3]], "<f4"))
-        let mut golden = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }".to_vec();
+        let mut golden =
+            b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }".to_vec();
         golden.resize(127, b' ');
         golden.push(b'\n');
         for bits in [0x3f80_0000u32, 0xbf00_0000, 0x4000_0000, 0, 0x7f80_0000, 0x3a83_126f] {

@@ -117,10 +117,10 @@ impl Drop for Spinner {
 
 static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
 
-/// From now on Ctrl-C asks for an end instead of making one; asked twice, the process goes at once.
-pub(crate) fn catch_interrupts() -> Result<()> {
-    ctrlc::set_handler(|| {
-        if INTERRUPTS.fetch_add(1, Ordering::Relaxed) > 0 {
+/// From now on Ctrl-C asks for an end instead of making one; asked `patience` times without effect, the process goes.
+pub(crate) fn catch_interrupts(patience: usize) -> Result<()> {
+    ctrlc::set_handler(move || {
+        if INTERRUPTS.fetch_add(1, Ordering::Relaxed) + 1 >= patience {
             exit(INTERRUPTED.into());
         }
     })

@@ -2,7 +2,12 @@
 
 mod it {
     //! One module per group of commands.
+    mod bench;
+    mod chat;
     pub(crate) mod fathom;
+    mod logits;
     mod models;
+    mod run;
     mod show;
+    mod verify;
 }

@@ -76,7 +76,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 };
                 npy.row(row).with_context(fail)
             })?;
-            npy.expect("invariant: a prompt has rows").finish().with_context(|| format!("cannot write {}", path.display()))?;
+            npy.expect("invariant: a prompt has rows")
+                .finish()
+                .with_context(|| format!("cannot write {}", path.display()))?;
             term::note(&format!("{}: float32, {} rows", path.display(), ids.len()));
         }
         None => print_json(args, &loaded, &ids, tap.as_mut())?,
@@ -93,7 +95,12 @@ fn print_json(args: &Args, loaded: &Loaded, ids: &[u32], tap: Option<&mut Tap>) 
             bail!("row {rows}, column {at} is {}, which JSON cannot say; --out FILE.npy can", row[at]);
         }
         if rows == 0 {
-            write!(out, "{{\"model\":{},\"tokens\":{}", serde_json::to_string(&loaded.name)?, serde_json::to_string(ids)?)?;
+            write!(
+                out,
+                "{{\"model\":{},\"tokens\":{}",
+                serde_json::to_string(&loaded.name)?,
+                serde_json::to_string(ids)?
+            )?;
             write!(out, ",\"shape\":[{},{}]", ids.len(), row.len())?;
             match &args.probe {
                 Some(name) => write!(out, ",\"probe\":{},\"values\":[", serde_json::to_string(name)?)?,
@@ -189,7 +196,13 @@ impl Tap {
 }
 
 impl Probe for Tap {
-    fn tap(&mut self, layer: Option<usize>, name: &'static str, b: &dyn Backend, x: &Tensor) -> fathom_core::Result<()> {
+    fn tap(
+        &mut self,
+        layer: Option<usize>,
+        name: &'static str,
+        b: &dyn Backend,
+        x: &Tensor,
+    ) -> fathom_core::Result<()> {
         if layer == self.layer && name == self.name {
             self.values = read(b, x)?;
             self.cols = x.cols();

@@ -1,10 +1,15 @@
 //! The subcommands, one file each, and what `fathom --help` says of them.
 
+mod bench;
+mod chat;
 mod completions;
+mod logits;
 mod models;
 mod pull;
+mod run;
 mod show;
 mod tokenize;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -42,8 +47,13 @@ Exit status: 0 done, 1 failed, 2 wrong command line, 130 interrupted.
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
+    Chat(Box<chat::Args>),
+    Run(Box<run::Args>),
     Show(show::Args),
     Tokenize(tokenize::Args),
+    Logits(logits::Args),
+    Verify(verify::Args),
+    Bench(bench::Args),
     Pull(pull::Args),
     List(models::ListArgs),
     Rm(models::RmArgs),
@@ -56,8 +66,13 @@ impl Command {
     /// Carries it out.
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self {
+            Command::Chat(args) => chat::run(&args),
+            Command::Run(args) => run::run(&args),
             Command::Show(args) => show::run(&args),
             Command::Tokenize(args) => tokenize::run(args),
+            Command::Logits(args) => logits::run(&args),
+            Command::Verify(args) => verify::run(&args),
+            Command::Bench(args) => bench::run(&args),
             Command::Pull(args) => pull::run(&args),
             Command::List(args) => models::list(&args),
             Command::Rm(args) => models::rm(&args),

@@ -43,7 +43,7 @@ the token goes to the endpoint and nowhere else."
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let hub = Hub::from_env()?;
-    term::catch_interrupts()?;
+    term::catch_interrupts(2)?;
     let mut display = Display::new();
     let pulled = hub.pull(&args.name, &mut |progress| {
         display.show(progress);

@@ -64,8 +64,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         messages.push(ChatMessage::new(Role::User, prompt));
         assistant.turn(&messages, args.chat.thinking(), &options)?
     };
-    term::catch_interrupts()?;
-    let answer = if args.json { assistant.ask(request, &mut |_| Ok(()))? } else { print_as_it_comes(&assistant, request)? };
+    term::catch_interrupts(2)?;
+    let answer =
+        if args.json { assistant.ask(request, &mut |_| Ok(()))? } else { print_as_it_comes(&assistant, request)? };
     if args.json {
         let (usage, timings) = answer.usage_json(assistant.load);
         let stop_string = match &answer.ending {
@@ -139,7 +140,10 @@ fn print_as_it_comes(
         Ok(())
     })?;
     drop(spinner);
-    if !answer.text.ends_with('\n') {
+    if reasoned {
+        err.write_all(b"\n")?;
+    }
+    if !answer.text.is_empty() && !answer.text.ends_with('\n') {
         out.write_all(b"\n")?;
     }
     Ok(answer)

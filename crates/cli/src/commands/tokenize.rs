@@ -96,7 +96,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 /// Ids between commas, white space or brackets.
 pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>> {
     let words = text.split(|c: char| c.is_whitespace() || ",[]".contains(c)).filter(|w| !w.is_empty());
-    let parse = |word: &str| word.parse().with_context(|| format!("`{word}` is no token id; expected numbers such as 1,2,3"));
+    let parse =
+        |word: &str| word.parse().with_context(|| format!("`{word}` is no token id; expected numbers such as 1,2,3"));
     let ids: Vec<u32> = words.map(parse).collect::<Result<_>>()?;
     ensure!(!ids.is_empty(), "no token ids; expected numbers such as 1,2,3");
     Ok(ids)

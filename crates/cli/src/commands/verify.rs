@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail, ensure};
 use fathom_core::Precision;
 use fathom_engine::golden::{Golden, Limits, Report, find, verify};
+use fathom_model::spec::Ffn;
 use fathom_model::{Error as ModelError, Model};
 use serde_json::json;
 
@@ -62,34 +63,36 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     let device = Device::open(&args.load, Precision::Exact)?;
     let goldens = find(&dir)?;
-    ensure!(!goldens.is_empty(), "{}: no golden.safetensors and no NAME.golden.safetensors in it or below it", dir.display());
+    ensure!(
+        !goldens.is_empty(),
+        "{}: no golden.safetensors and no NAME.golden.safetensors in it or below it",
+        dir.display()
+    );
     let mut rows = Vec::new();
     for (i, golden) in goldens.iter().enumerate() {
         let _spinner = Spinner::new(format!("{} of {}: {}", i + 1, goldens.len(), golden.name));
         rows.push(Row { name: golden.name.clone(), outcome: measure(golden, &device, args)? });
     }
-    let beyond = rows.iter().filter(|r| matches!(&r.outcome, Outcome::Measured(_, faults) if !faults.is_empty())).count();
+    let beyond =
+        rows.iter().filter(|r| matches!(&r.outcome, Outcome::Measured(_, faults) if !faults.is_empty())).count();
     print(&rows, &device, args.json)?;
     Ok(if beyond == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn measure(golden: &Golden, device: &Device, args: &Args) -> Result<Outcome> {
-    if let Err(ModelError::Refused { what, why }) = Model::open(&golden.model, &golden.options) {
-        return Ok(Outcome::Refused(format!("{what}: {why}")));
-    }
+    let routed = match Model::open(&golden.model, &golden.options) {
+        Err(ModelError::Refused { what, why }) => return Ok(Outcome::Refused(format!("{what}: {why}"))),
+        opened => opened?.spec.layers.iter().any(|l| matches!(l.ffn, Ffn::Moe { .. })),
+    };
     let precision = device.backend.precision();
     let report = verify(golden, device.backend.clone(), args.load.kv_dtype(precision))?;
     let faults = match precision {
         Precision::Exact => report.faults(&Limits::EXACT),
-        Precision::Fast => fast_faults(&report),
+        // A choice of experts that rounding flips is no error, and its effect is as large as chance makes it.
+        Precision::Fast if routed || report.logits.rms_rel() <= FAST_RMS => Vec::new(),
+        Precision::Fast => vec![format!("logits: rms rel {:.2e}", report.logits.rms_rel())],
     };
     Ok(Outcome::Measured(Box::new(report), faults))
-}
-
-fn fast_faults(report: &Report) -> Vec<String> {
-    let routed = report.experts.0 > 0;
-    let rms = report.logits.rms_rel();
-    if routed || rms <= FAST_RMS { Vec::new() } else { vec![format!("logits: rms rel {rms:.1e}")] }
 }
 
 fn print(rows: &[Row], device: &Device, as_json: bool) -> Result<()> {
@@ -140,7 +143,11 @@ fn print(rows: &[Row], device: &Device, as_json: bool) -> Result<()> {
             n => format!("{}/{n}", r.greedy.equal),
         };
         let verdict = if faults.is_empty() { "ok".into() } else { format!("BEYOND: {}", faults.join("; ")) };
-        if faults.is_empty() { good += 1 } else { beyond += 1 }
+        if faults.is_empty() {
+            good += 1
+        } else {
+            beyond += 1
+        }
         writeln!(
             out,
             "{name:<width$}  {:<13}{:<9}{:>9}{:>9}{hidden:>9}{experts:>11}{greedy:>10}  {verdict}",
@@ -154,7 +161,11 @@ fn print(rows: &[Row], device: &Device, as_json: bool) -> Result<()> {
         Precision::Exact => "exact",
         Precision::Fast => "fast",
     };
-    writeln!(out, "\n{good} within tolerance, {beyond} beyond, {refused} refused ({}, {precision})", device.describe())?;
+    writeln!(
+        out,
+        "\n{good} within tolerance, {beyond} beyond, {refused} refused ({}, {precision})",
+        device.describe()
+    )?;
     if rows.iter().any(|r| matches!(&r.outcome, Outcome::Measured(r, _) if r.greedy.excused > 0)) {
         writeln!(out, "* followed up to the first step whose two best logits are closer than 1e-3")?;
     }

@@ -5,9 +5,9 @@ use std::io::{self, BufRead as _, IsTerminal as _};
 
 use anyhow::{Context as _, Result};
 use reedline::{
-    DefaultCompleter, DefaultHinter, EditCommand, Emacs, FileBackedHistory, KeyCode, KeyModifiers, Prompt,
-    PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, Signal, ValidationResult, Validator,
-    default_emacs_keybindings,
+    ColumnarMenu, DefaultCompleter, DefaultHinter, EditCommand, Emacs, FileBackedHistory, KeyCode, KeyModifiers,
+    MenuBuilder as _, Prompt, PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal,
+    ValidationResult, Validator, default_emacs_keybindings,
 };
 
 use super::{slash, store::Store};
@@ -15,6 +15,9 @@ use crate::term;
 
 /// Lines that the history keeps.
 const HISTORY: usize = 1_000;
+
+/// The menu that Tab opens.
+const COMMANDS: &str = "commands";
 
 /// What the person did.
 pub(super) enum Line {
@@ -45,12 +48,15 @@ impl Input {
         let new_line = ReedlineEvent::Edit(vec![EditCommand::InsertNewline]);
         keys.add_binding(KeyModifiers::ALT, KeyCode::Enter, new_line.clone());
         keys.add_binding(KeyModifiers::SHIFT, KeyCode::Enter, new_line);
-        keys.add_binding(KeyModifiers::NONE, KeyCode::Tab, ReedlineEvent::HistoryHintComplete);
+        let complete = [ReedlineEvent::Menu(COMMANDS.into()), ReedlineEvent::MenuNext];
+        keys.add_binding(KeyModifiers::NONE, KeyCode::Tab, ReedlineEvent::UntilFound(complete.into()));
         let mut completer = DefaultCompleter::with_inclusions(&['/']);
         completer.insert(slash::words());
         let editor = Reedline::create()
             .with_history(Box::new(history))
             .with_completer(Box::new(completer))
+            .with_quick_completions(true)
+            .with_menu(ReedlineMenu::EngineCompleter(Box::new(ColumnarMenu::default().with_name(COMMANDS))))
             .with_hinter(Box::new(DefaultHinter::default()))
             .with_validator(Box::new(Continued))
             .with_edit_mode(Box::new(Emacs::new(keys)))

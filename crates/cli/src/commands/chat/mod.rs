@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let named = args.load.named(args.first.as_deref())?;
     let model = named.or(resumed.as_ref().map(|s| s.model.as_str()));
     let assistant = start(args, model)?;
-    term::catch_interrupts()?;
+    term::catch_interrupts(5)?;
     let mut chat = Chat {
         args,
         store,
@@ -114,13 +114,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 fn start(args: &Args, model: Option<&str>) -> Result<Assistant> {
     let load = LoadArgs { model: None, ..args.load.clone() };
     let assistant = Assistant::start(&load, model, args.draft)?;
-    term::note(&format!(
-        "{}, ready in {} ({}); context {} tokens. /help lists commands.",
-        assistant.name,
-        duration(assistant.load),
-        assistant.device,
-        grouped(assistant.context as u64)
-    ));
+    let context = grouped(assistant.context as u64);
+    let load = duration(assistant.load);
+    term::note(&format!("{} · {} · context {context} · loaded in {load}", assistant.name, assistant.device));
+    term::note("/help lists commands, Ctrl-D leaves");
     Ok(assistant)
 }
 
@@ -137,7 +134,10 @@ impl Chat<'_> {
             Slash::Think(thinking) => self.think(thinking)?,
             Slash::Budget(budget) => {
                 self.budget = budget;
-                term::note(&budget.map_or("reasoning without a limit".to_owned(), |n| format!("at most {n} tokens of reasoning")));
+                term::note(
+                    &budget
+                        .map_or("reasoning without a limit".to_owned(), |n| format!("at most {n} tokens of reasoning")),
+                );
             }
             Slash::System(None) => match self.system() {
                 Some(text) => eprintln!("{text}"),

@@ -34,12 +34,14 @@ const HELP: &[(&str, &str)] = &[
 /// The list that `/help` prints.
 pub(super) fn help() -> String {
     let lines = HELP.iter().map(|(form, what)| format!("  {form:<22}{what}\n"));
-    lines.collect::<String>() + "  Alt-Enter begins a new line, and so does \\ at the end of one. Ctrl-C stops an answer.\n"
+    lines.collect::<String>()
+        + "  Alt-Enter begins a new line, and so does \\ at the end of one. Ctrl-C stops an answer.\n"
 }
 
 /// The words that begin a command, for completion.
 pub(super) fn words() -> Vec<String> {
-    let mut words: Vec<String> = HELP.iter().map(|(form, _)| form.split(' ').next().unwrap_or(form).to_owned()).collect();
+    let mut words: Vec<String> =
+        HELP.iter().map(|(form, _)| form.split(' ').next().unwrap_or(form).to_owned()).collect();
     words.dedup();
     words
 }
@@ -111,7 +113,9 @@ mod tests {
 
     #[test]
     fn mistakes_are_told() {
-        for line in ["/hlep", "/think", "/think maybe", "/think budget", "/think budget 0", "/think budget -1", "/clear all"] {
+        for line in
+            ["/hlep", "/think", "/think maybe", "/think budget", "/think budget 0", "/think budget -1", "/clear all"]
+        {
             assert!(Slash::parse(line).is_err(), "{line}");
         }
     }

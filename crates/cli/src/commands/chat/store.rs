@@ -58,7 +58,11 @@ impl Store {
         let path = self.path(name)?;
         if !path.exists() {
             let names = self.names()?;
-            let there = if names.is_empty() { "nothing was saved yet".into() } else { format!("there is: {}", names.join(", ")) };
+            let there = if names.is_empty() {
+                "nothing was saved yet".into()
+            } else {
+                format!("there is: {}", names.join(", "))
+            };
             bail!("no conversation is called {name}; {there}");
         }
         Ok(Session::load(&path)?)
