@@ -162,7 +162,7 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler for vocabularies of up to `vocab` tokens.
     pub fn new(vocab: usize) -> Self {
-        Sampler { candidates: Vec::with_capacity(vocab), undo: Vec::new() }
+        Sampler { candidates: Vec::with_capacity(vocab), undo: Vec::with_capacity(vocab) }
     }
 
     /// Draws a token from `logits: [vocab]`, which are left as they were. Draws one random number, or none if greedy.

@@ -73,20 +73,28 @@ impl Session {
     /// [`Error::Io`], or [`Error::Session`] naming the place that is not as it should be.
     pub fn load(path: &Path) -> Result<Self> {
         let io = |error: std::io::Error| Error::Io { path: path.to_owned(), why: error.to_string() };
-        let fault = |place: String, expected, found| Error::Session { path: path.to_owned(), place, expected, found };
         let mut bytes = Vec::new();
         File::open(path).map_err(io)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+        Session::parse(&bytes, path)
+    }
+
+    /// Reads a session from memory; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Session`].
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
+        let fault = |place: String, expected, found| Error::Session { path: path.to_owned(), place, expected, found };
         if bytes.len() as u64 > MAX_BYTES {
             return Err(fault("size".to_owned(), "at most 64 MiB", "more".to_owned()));
         }
         let json = |e: serde_json::Error| {
             fault(format!("line {}, column {}", e.line(), e.column()), "a session in JSON", e.to_string())
         };
-        let Version { version } = serde_json::from_slice(&bytes).map_err(json)?;
+        let Version { version } = serde_json::from_slice(bytes).map_err(json)?;
         if version != VERSION {
             return Err(fault("version".to_owned(), "1", version.to_string()));
         }
-        let stored: Stored = serde_json::from_slice(&bytes).map_err(json)?;
+        let stored: Stored = serde_json::from_slice(bytes).map_err(json)?;
         let mut messages = Vec::with_capacity(stored.messages.len());
         for (i, message) in stored.messages.into_iter().enumerate() {
             let Some(&role) = ROLES.iter().find(|role| role.as_str() == message.role) else {
@@ -152,6 +160,7 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::{any, prop, prop_assert, proptest};
 
     fn session() -> Session {
         let call = ToolCall { id: Some("c1".into()), name: "f".into(), arguments: "{\"a\":  1}".into() };
@@ -183,6 +192,30 @@ mod tests {
         assert!(matches!(session().save(&path), Err(Error::Io { .. })));
         assert_eq!(std::fs::read_to_string(path.join("x")).unwrap(), "old");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    proptest! {
+        /// A sound file with bytes changed, lost or doubled: a session or an error.
+        #[test]
+        fn broken_files_never_panic(changes in prop::collection::vec((0usize..2000, any::<u8>(), 0..3u8), 1..8)) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a.json");
+            session().save(&path).unwrap();
+            let mut bytes = std::fs::read(&path).unwrap();
+            for (at, byte, how) in changes {
+                let at = at % bytes.len();
+                match how {
+                    0 => bytes[at] = byte,
+                    1 => drop(bytes.drain(at..(at + usize::from(byte)).min(bytes.len() - 1))),
+                    _ => bytes.extend_from_within(at..),
+                }
+                bytes.truncate(100_000);
+            }
+            match Session::parse(&bytes, &path) {
+                Ok(session) => prop_assert!(session.save(&path).is_ok()),
+                Err(error) => prop_assert!(matches!(error, Error::Session { .. })),
+            }
+        }
     }
 
     #[test]

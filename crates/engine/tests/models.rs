@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use fathom_core::DType;
 use fathom_core::reference::Reference;
+use fathom_core::{Backend, DType, Precision};
+use fathom_cpu::{Cpu, CpuOptions};
 use fathom_engine::golden::{Golden, find};
 use fathom_engine::speculate::DraftPolicy;
 use fathom_engine::{
@@ -17,6 +18,25 @@ use fathom_model::{Batch, Model};
 fn golden(name: &str) -> Golden {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models").join(name);
     find(&dir).unwrap().into_iter().find(|g| g.model == dir).unwrap()
+}
+
+/// What computes, and the cache that goes with it.
+#[derive(Clone)]
+struct Device {
+    name: &'static str,
+    backend: Arc<dyn Backend>,
+    kv: DType,
+}
+
+fn devices() -> [Device; 3] {
+    let cpu = |precision| -> Arc<dyn Backend> {
+        Cpu::new(CpuOptions { threads: Some(2), precision, ..CpuOptions::default() }).unwrap()
+    };
+    [
+        Device { name: "reference", backend: Arc::new(Reference::new()), kv: DType::F32 },
+        Device { name: "cpu, exact", backend: cpu(Precision::Exact), kv: DType::F32 },
+        Device { name: "cpu, fast", backend: cpu(Precision::Fast), kv: DType::F16 },
+    ]
 }
 
 struct Setting {
@@ -33,11 +53,11 @@ impl Setting {
     }
 }
 
-fn worker(golden: &Golden, setting: &Setting) -> Worker {
+fn worker(golden: &Golden, device: &Device, setting: &Setting) -> Worker {
     let model = Model::open(&golden.model, &golden.options).unwrap();
-    let decoder = model.load(Arc::new(Reference::new()), &mut |_, _| {}).unwrap();
+    let decoder = model.load(Arc::clone(&device.backend), &mut |_, _| {}).unwrap();
     let drafts = setting.speculation == Speculation::Head;
-    let options = RunnerOptions { context: None, cache_tokens: Some(setting.cache_tokens), kv: DType::F32, drafts };
+    let options = RunnerOptions { context: None, cache_tokens: Some(setting.cache_tokens), kv: device.kv, drafts };
     let runner = ModelRunner::new(decoder, options).unwrap();
     let schedule = ScheduleOptions { step_tokens: setting.step_tokens, sequences: 8, reuse: setting.reuse };
     // Drafts are never given up here, right or wrong.
@@ -108,25 +128,30 @@ fn requests(golden: &Golden, tokens: usize) -> Vec<Request> {
     all
 }
 
-fn alone(golden: &Golden, requests: &[Request]) -> Vec<Answer> {
-    let mut worker = worker(golden, &Setting::plain());
+fn alone(golden: &Golden, device: &Device, requests: &[Request]) -> Vec<Answer> {
+    let mut worker = worker(golden, device, &Setting::plain());
     requests.iter().map(|r| run(&mut worker, std::slice::from_ref(r), 1).remove(0)).collect()
 }
 
 #[test]
 fn greedy_text_is_the_recorded_one() {
+    let [reference, exact, _] = devices();
     for name in ["qwen2", "llama", "qwen3", "deepseek_v2_lite", "deepseek_v3_fp8_mtp"] {
         let golden = golden(name);
-        let mut worker = worker(&golden, &Setting { step_tokens: 50, reuse: Reuse::Exact, ..Setting::plain() });
-        let mut compared = 0;
-        for prompt in &golden.prompts {
-            let Some(greedy) = &prompt.greedy else { continue };
-            let mut request = Request::new(prompt.ids.clone());
-            (request.max_tokens, request.logprobs) = (Some(greedy.len()), Some(0));
-            assert_eq!(&run(&mut worker, &[request], 1)[0].tokens, greedy, "{name}, {}", prompt.name);
-            compared += 1;
+        for device in [&reference, &exact] {
+            let setting = Setting { step_tokens: 50, reuse: Reuse::Exact, ..Setting::plain() };
+            let mut worker = worker(&golden, device, &setting);
+            let mut compared = 0;
+            for prompt in &golden.prompts {
+                let Some(greedy) = &prompt.greedy else { continue };
+                let mut request = Request::new(prompt.ids.clone());
+                (request.max_tokens, request.logprobs) = (Some(greedy.len()), Some(0));
+                let got = run(&mut worker, &[request], 1);
+                assert_eq!(&got[0].tokens, greedy, "{name}, {}, {}", prompt.name, device.name);
+                compared += 1;
+            }
+            assert!(compared > 0, "{name} has recorded continuations");
         }
-        assert!(compared > 0, "{name} has recorded continuations");
     }
 }
 
@@ -134,26 +159,33 @@ fn greedy_text_is_the_recorded_one() {
 #[test]
 fn together_is_as_alone_bit_for_bit() {
     for name in ["qwen2", "deepseek_v2_lite", "deepseek_v3_fp8_mtp"] {
-        let golden = golden(name);
-        let requests = requests(&golden, 20);
-        let want = alone(&golden, &requests);
-        let mut speculations = vec![Speculation::Off, Speculation::Lookup { ngram: 1, ahead: 3 }];
-        if name.ends_with("mtp") {
-            speculations.push(Speculation::Head);
+        for device in devices() {
+            together_is_as_alone(name, &device);
         }
-        for speculation in speculations {
-            // Chunks of odd length, shared prefixes; the second time everything is found in the cache.
-            let setting = Setting { step_tokens: 37, reuse: Reuse::Exact, speculation, ..Setting::plain() };
-            let mut worker = worker(&golden, &setting);
-            assert!(run(&mut worker, &requests, 2) == want, "{name}, {speculation:?}");
-            let again = run(&mut worker, &requests, 0);
-            assert!(again == want, "{name}, {speculation:?}, cached");
-            let sum = |count: fn(&Usage) -> usize| again.iter().map(|a| count(&a.usage)).sum::<usize>();
-            assert!(sum(|u| u.cached) > sum(|u| u.prompt) / 2, "{name}: the cache was used");
-            let (drafted, accepted) = (sum(|u| u.drafted), sum(|u| u.accepted));
-            println!("{name}, {speculation:?}: {accepted} of {drafted} drafts right");
-            assert_eq!(drafted > 0, speculation != Speculation::Off);
-        }
+    }
+}
+
+fn together_is_as_alone(name: &str, device: &Device) {
+    let golden = golden(name);
+    let requests = requests(&golden, 20);
+    let want = alone(&golden, device, &requests);
+    let mut speculations = vec![Speculation::Off, Speculation::Lookup { ngram: 1, ahead: 3 }];
+    if name.ends_with("mtp") {
+        speculations.push(Speculation::Head);
+    }
+    for speculation in speculations {
+        let what = format!("{name}, {}, {speculation:?}", device.name);
+        // Chunks of odd length, shared prefixes; the second time everything is found in the cache.
+        let setting = Setting { step_tokens: 37, reuse: Reuse::Exact, speculation, ..Setting::plain() };
+        let mut worker = worker(&golden, device, &setting);
+        assert!(run(&mut worker, &requests, 2) == want, "{what}");
+        let again = run(&mut worker, &requests, 0);
+        assert!(again == want, "{what}, cached");
+        let sum = |count: fn(&Usage) -> usize| again.iter().map(|a| count(&a.usage)).sum::<usize>();
+        assert!(sum(|u| u.cached) > sum(|u| u.prompt) / 2, "{what}: the cache was used");
+        let (drafted, accepted) = (sum(|u| u.drafted), sum(|u| u.accepted));
+        println!("{what}: {accepted} of {drafted} drafts right");
+        assert_eq!(drafted > 0, speculation != Speculation::Off);
     }
 }
 
@@ -217,16 +249,19 @@ fn the_first_draft_is_the_recorded_one() {
 /// A cache that does not hold them all: sequences are preempted, and nobody can tell from the text.
 #[test]
 fn preempted_is_as_uninterrupted_bit_for_bit() {
-    for name in ["qwen2", "deepseek_v2_lite"] {
+    let [_, exact, fast] = devices();
+    for (name, device) in
+        [("qwen2", &exact), ("qwen2", &fast), ("deepseek_v2_lite", &exact), ("deepseek_v2_lite", &fast)]
+    {
         let golden = golden(name);
         let mut requests = requests(&golden, 150);
         requests.retain(|r| r.prompt.len() < 40);
         requests.truncate(4);
-        let want = alone(&golden, &requests);
+        let want = alone(&golden, device, &requests);
         for reuse in [Reuse::Off, Reuse::Exact] {
             let setting = Setting { step_tokens: 64, reuse, cache_tokens: 5 * 64, ..Setting::plain() };
-            let got = run(&mut worker(&golden, &setting), &requests, 1);
-            assert!(got == want, "{name}, {reuse:?}");
+            let got = run(&mut worker(&golden, device, &setting), &requests, 1);
+            assert!(got == want, "{name}, {}, {reuse:?}", device.name);
             let preempted: usize = got.iter().map(|a| a.usage.preempted).sum();
             assert!(preempted > 0, "{name}: the cache was too small");
         }
