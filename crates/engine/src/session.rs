@@ -213,7 +213,7 @@ mod tests {
             }
             match Session::parse(&bytes, &path) {
                 Ok(session) => prop_assert!(session.save(&path).is_ok()),
-                Err(error) => prop_assert!(matches!(error, Error::Session { .. })),
+                Err(error) => prop_assert!(matches!(error, Error::Session { .. }), "another error"),
             }
         }
     }
