@@ -333,32 +333,33 @@ impl Reader<'_> {
         holds(FACTORS.contains(&format!(" {text},")), "not a known unit")
     }
 
-    /// `?29 7: facts`, then `8 3 ?22 ?36: facts`, with `!` and an expression where the search ends.
+    /// `8 3 7 -> 29`, then `?29 7: facts`, then `8 3 ?22 ?36: facts`, with `!` and an expression where the search ends.
     fn searching(&mut self, at: usize, text: &str) -> Found {
-        let line = |at: usize| self.lines.get(at).and_then(|l| l.split_once(": ")).ok_or("no table above");
-        let (goal, pair) = (numbers(line(0)?.0), numbers(line(1)?.0));
         let sorted = |mut n: Vec<u64>| {
             n.sort_unstable();
             n
         };
-        let given = sorted(vec![goal[1], pair[0], pair[1]]);
+        let goal = numbers(self.lines[0]);
+        holds(goal.len() == 4, "not three numbers and a target")?;
+        if at == 0 {
+            return Ok(());
+        }
+        let (given, target) = (sorted(goal[..3].to_vec()), goal[3]);
         let Some((head, facts)) = text.split_once(": ") else {
-            let (expr, target) = text.rsplit_once('=').ok_or("no target")?;
+            let (expr, value) = text.rsplit_once('=').ok_or("no target")?;
             let expr = Expr::parse(expr).ok_or("no expression")?;
-            let found = at > 0 && self.lines[at - 1].ends_with(" !") && target == goal[0].to_string();
-            return holds(
-                found && sorted(expr.numbers()) == given && expr.value() == Some((goal[0] as i64, 1)),
-                "misses the target",
-            );
+            let found = self.lines[at - 1].ends_with(" !") && value == target.to_string();
+            let hits = sorted(expr.numbers()) == given && expr.value() == Some((target as i64, 1));
+            return holds(found && hits, "misses the target");
         };
         let facts = facts.trim_end_matches(" !");
         let stated: Vec<&str> = facts.split(' ').filter(|f| !f.starts_with('=')).collect();
         let numbers_of_head = numbers(head);
         let operands = &numbers_of_head[..2];
         if head.starts_with('?') {
-            holds(operands[0] == goal[0] && given.contains(&operands[1]), "not the target or number given")?;
+            holds(operands[0] == target && given.contains(&operands[1]), "not the target or number given")?;
         } else {
-            let (above, made) = line(at.checked_sub(1).ok_or("no table above")?)?;
+            let (above, made) = self.lines[at - 1].split_once(": ").ok_or("no table above")?;
             let aside = numbers(above);
             let wanted: Vec<u64> = values(made, &aside).collect();
             holds(numbers_of_head[2..] == wanted, "not the values wanted above")?;
@@ -483,7 +484,7 @@ fn walking(text: &str, before: &str) -> Found {
         "Montag Dienstag Mittwoch Donnerstag Freitag Samstag Sonntag",
     ];
     let (head, walk) = text.split_once(": ").ok_or("no known form")?;
-    let back = head.starts_with("back") || head.starts_with("zurück");
+    let back = head.starts_with("back") || head.starts_with("rückwärts");
     let words: Vec<&str> = walk.split(' ').collect();
     let week: Vec<&str> = WEEKS.iter().find(|w| w.contains(words[0])).ok_or("no weekday")?.split(' ').collect();
     let rest = numbers(head);

@@ -9,11 +9,13 @@ use crate::split::{phrasing_is_held, problem_is_held};
 use crate::steps::Steps;
 use crate::{KINDS, Kind, Lang, Problem, Sample, Split, TasksError, dress};
 use fathom_core::rng::Rng;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Which kinds, how often, in which language.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Mix {
     /// Weight of each kind; a kind that is missing does not occur.
     pub weights: BTreeMap<String, f64>,

@@ -122,14 +122,15 @@ impl Phrase {
         self.template.extend(solid.flat_map(char::to_lowercase));
     }
 
+    /// Gives every sentence its capital, unless a slot begins it.
     fn capitalise(&mut self) {
-        if self.filled.first().is_some_and(|f| f.start == 0) {
-            return;
-        }
-        let Some(first) = self.text.chars().next() else { return };
-        let upper: String = first.to_uppercase().collect();
-        if upper.len() == first.len_utf8() {
-            self.text.replace_range(..first.len_utf8(), &upper);
+        let starts: Vec<usize> = self.text.match_indices(". ").map(|(at, mark)| at + mark.len()).collect();
+        for at in [0].into_iter().chain(starts).filter(|at| !self.filled.iter().any(|f| f.contains(at))) {
+            let Some(first) = self.text[at..].chars().next() else { continue };
+            let upper: String = first.to_uppercase().collect();
+            if upper.len() == first.len_utf8() {
+                self.text.replace_range(at..at + upper.len(), &upper);
+            }
         }
     }
 
@@ -184,12 +185,19 @@ impl Parser<'_> {
                     let first = rest.chars().next().map_or(0, char::len_utf8);
                     let end =
                         rest[first..].find(['|', '(', ')', '[', ']', '{', '<', '\\']).map_or(rest.len(), |e| e + first);
-                    seq.push(Part::Text(rest[..end].to_owned()));
+                    seq.push(Part::Text(self.spelled(&rest[..end])));
                     self.at += end;
                 }
             }
         }
         Ok(seq)
+    }
+
+    /// In English the pronoun `i` becomes a capital, so that a line may be written in lower case.
+    fn spelled(&self, text: &str) -> String {
+        let pronoun = |w: &str| self.lang == Lang::En && w.trim_end_matches(['?', '.', ',']) == "i";
+        let word = |w: &str| if pronoun(w) { w.to_uppercase() } else { w.to_owned() };
+        text.split(' ').map(word).collect::<Vec<_>>().join(" ")
     }
 
     fn choice(&mut self, close: char) -> Result<Vec<Seq>, TasksError> {
@@ -263,6 +271,7 @@ mod tests {
     fn notation() {
         assert_eq!(all("[so ](add|sum) {a}[?]\n{a}+1").len(), 9);
         assert!(all("[so ](add|sum) {a}[?]").contains("So sum A?"));
+        assert_eq!(all("{a} is {b}. who am i?"), ["A is B. Who am I?".to_owned()].into());
         assert_eq!(all("f\\(x\\)[y]"), ["F(x)", "F(x)y"].map(String::from).into());
         assert_eq!(all("a [b ][c ]d"), ["A d", "A b d", "A c d", "A b c d"].map(String::from).into());
     }

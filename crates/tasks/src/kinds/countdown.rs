@@ -44,11 +44,16 @@ fn join(rng: &mut Rng, a: u64, b: u64) -> Option<u64> {
 }
 
 impl Countdown {
-    /// Sets each number `c` aside in turn, writes what the other two would have to make, then what they make.
+    /// Sets each different number `c` aside in turn, writes what the other two would have to make, then what they make.
     fn search(&self, steps: &mut Steps) -> Option<Expr> {
         let t = self.target;
+        let [x, y, z] = self.numbers;
+        steps.line(format!("{x} {y} {z} -> {t}"));
         for i in 0..3 {
             let c = self.numbers[i];
+            if self.numbers[..i].contains(&c) {
+                continue;
+            }
             let (p, q) = (self.numbers[(i + 1) % 3], self.numbers[(i + 2) % 3]);
             let (a, b) = (p.max(q), p.min(q));
             let wanted = wanted(t, c);

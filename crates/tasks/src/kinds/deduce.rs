@@ -113,13 +113,13 @@ pub(super) const PHRASINGS: &[[&str; 2]] = &[[
     {s} (name|tell me|find|say) who is [the ]{q}.
     {s} (can|could|would) you (tell me|say|work out|find out) who is [the ]{q}?
     {s} (so|then|now)[,] who is [the ]{q}?
-    who is [the ]{q}[, if|:|?] {s}
-    (find|tell me|work out) who is [the ]{q}[:|.] {s}
-    (we know|i know|it is known|given)[:|,] {s} who is [the ]{q}?
+    who is [the ]{q}(, if|:|?) {s}
+    (find|tell me|work out) who is [the ]{q}(:|.) {s}
+    (we know|i know|it is known|given)(:|,) {s} who is [the ]{q}?
     {s} the {q}[ one| person| of them] is[ who]?
-    (i (wonder|ask|want to know)|please tell me|do you know) who is [the ]{q}[, given|, if|:|.] {s}
-    (three|some|a few) (friends|people|children) (meet|compare themselves|stand here)[.|:] {s} who is [the ]{q}[ of them]?
-    (read|look|listen|think)[ carefully| well|][:|.] {s} (who|which person|which of them) is [the ]{q}?
+    (i (wonder|ask|want to know)|please tell me|do you know) who is [the ]{q}(, given|, if|:|.) {s}
+    (three|some|a few) (friends|people|children) (meet|compare themselves|stand here)(.|:) {s} who is [the ]{q}[ of them]?
+    (read|look|listen|think)[ carefully| well](:|.) {s} (who|which person|which of them) is [the ]{q}?
     {s} (using this|from this|by this|with that)[,] (who|which of them|which person) is [the ]{q}?
     ",
     "
@@ -129,12 +129,12 @@ pub(super) const PHRASINGS: &[[&str; 2]] = &[[
     {s} (kannst|könntest|würdest) du[ mir][ bitte] (sagen|nennen|herausfinden), wer {q} ist?
     {s} (weißt du|kannst du sagen|ich frage), wer [hier |dann |]{q} ist?
     {s} (also|dann|nun)[,] wer ist {q}?
-    wer ist {q}[, wenn gilt|:|?] {s}
-    (finde heraus|sag mir|bestimme), wer {q} ist[:|.] {s}
-    (ich (frage|möchte wissen|wüsste gern)|sag mir bitte|weißt du), wer {q} ist[, wenn|:|.] {s}
-    (drei|einige|ein paar) (Freunde|Leute|Kinder) (treffen sich|vergleichen sich|stehen hier)[.|:] {s} wer ist {q}[ von ihnen]?
-    (lies|schau|hör|denk)[ genau| gut|][:|.] {s} (wer|welche Person|wer von ihnen) ist {q}?
+    wer ist {q}(, wenn gilt|:|?) {s}
+    (finde heraus|sag mir|bestimme), wer {q} ist(:|.) {s}
+    (ich (frage|möchte wissen|wüsste gern)|sag mir bitte|weißt du), wer {q} ist(, wenn|:|.) {s}
+    (drei|einige|ein paar) (Freunde|Leute|Kinder) (treffen sich|vergleichen sich|stehen hier)(.|:) {s} wer ist {q}[ von ihnen]?
+    (lies|schau|hör|denk)[ genau| gut](:|.) {s} (wer|welche Person|wer von ihnen) ist {q}?
     {s} (daraus folgt|nach all dem|demnach)[:|,] (wer|welche Person|wer von ihnen) ist {q}?
-    (wir wissen|ich weiß|es gilt|gegeben|bekannt ist)[:|,] {s} wer ist {q}?
+    (wir wissen|ich weiß|es gilt|gegeben|bekannt ist)(:|,) {s} wer ist {q}?
     ",
 ]];

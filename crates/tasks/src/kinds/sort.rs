@@ -95,7 +95,7 @@ pub(super) const PHRASINGS: &[[&str; 2]] = &[
     [
         "
         sort[:] {n}[.]
-        sort(ed|) rising: {n}
+        (sort|sorted|order|ordered) (rising|ascending): {n}
         [please ](sort|order|arrange) [the numbers |these numbers |these |this list[:] ]{n}[.]
         [please ](sort|order|arrange|put) [the numbers |these numbers ]{n} in (ascending|rising|increasing) order.
         [please ](sort|order|arrange) [the numbers |these numbers ]{n} from (small to large|low to high|smallest to largest|the smallest to the largest).
@@ -120,7 +120,7 @@ pub(super) const PHRASINGS: &[[&str; 2]] = &[
     ],
     [
         "
-        sort falling: {n}
+        (sort|sorted|order|ordered) (falling|descending): {n}
         [please ](sort|order|arrange|put) [the numbers |these numbers ]{n} in (descending|falling|decreasing) order.
         [please ](sort|order|arrange) [the numbers |these numbers ]{n} from (large to small|high to low|largest to smallest|the largest to the smallest).
         (can|could|would|will) you [please ](sort|order|arrange) {n} in (descending|falling|decreasing) order?

@@ -67,24 +67,24 @@ pub(super) const PHRASINGS: &[[&str; 2]] = &[[
     "
     {a}( - |-| – | to | until ){b}[?]
     from {a} (to|until|till) {b}[?]
-    how (long|much time) is (it|there) (from|between) {a} (to|until|till|and) {b}?
-    how (long|much time) (passes|goes by|elapses|lies) (from|between) {a} (to|and|until) {b}?
-    how many hours and minutes (are|are there|lie|pass) (from|between) {a} (to|and|until) {b}?
-    <is> the (time|time difference|difference|duration|time span) (from|between) {a} (to|and|until) {b}?
-    <do> the (time|time difference|duration|time span) (from|between) {a} (to|and|until) {b}.
-    <can> the (time|time difference|duration|time span) (from|between) {a} (to|and|until) {b}?
+    how (long|much time) is (it|there) (from {a} (to|until|till) {b}|between {a} and {b})?
+    how (long|much time) (passes|goes by|elapses|lies) (from {a} (to|until) {b}|between {a} and {b})?
+    how many hours and minutes (are|are there|lie|pass) (from {a} (to|until) {b}|between {a} and {b})?
+    <is> the (time|time difference|difference|duration|time span) (from {a} (to|until) {b}|between {a} and {b})?
+    <do> the (time|time difference|duration|time span) (from {a} (to|until) {b}|between {a} and {b}).
+    <can> the (time|time difference|duration|time span) (from {a} (to|until) {b}|between {a} and {b})?
     (a|the|my) (film|train|meeting|lesson|game|trip|shift|party) (starts|begins|leaves) at {a} and (ends|arrives|finishes|is over) at {b}. how long (is it|does it take|does it last)?
     it is {a}[ now]. how long (is it |)until {b}?
     ",
     "
     {a}( - |-| – | bis ){b}[?]
     von {a} bis {b}[?]
-    wie (lange|viel Zeit) ist es (von|zwischen) {a} (bis|und) {b}?
-    wie viel Zeit (vergeht|liegt|ist) (von|zwischen) {a} (bis|und) {b}?
-    wie viele Stunden und Minuten (sind es|liegen|vergehen|sind) (von|zwischen) {a} (bis|und) {b}?
-    <is> die (Zeit|Zeitdifferenz|Dauer|Zeitspanne) (von|zwischen) {a} (bis|und) {b}?
-    <do> die (Zeit|Zeitdifferenz|Dauer|Zeitspanne) (von|zwischen) {a} (bis|und) {b}.
-    <can> die (Zeit|Zeitdifferenz|Dauer|Zeitspanne) (von|zwischen) {a} (bis|und) {b} <inf>?
+    wie (lange|viel Zeit) ist es (von {a} bis {b}|zwischen {a} und {b})?
+    wie viel Zeit (vergeht|liegt|ist) (von {a} bis {b}|zwischen {a} und {b})?
+    wie viele Stunden und Minuten (sind es|liegen|vergehen|sind) (von {a} bis {b}|zwischen {a} und {b})?
+    <is> die (Zeit|Zeitdifferenz|Dauer|Zeitspanne) (von {a} bis {b}|zwischen {a} und {b})?
+    <do> die (Zeit|Zeitdifferenz|Dauer|Zeitspanne) (von {a} bis {b}|zwischen {a} und {b}).
+    <can> die (Zeit|Zeitdifferenz|Dauer|Zeitspanne) (von {a} bis {b}|zwischen {a} und {b}) <inf>?
     (ein|der|mein) (Film|Zug|Kurs|Unterricht|Ausflug|Dienst) (beginnt|startet|fängt an) um {a} und (endet|ist vorbei|ist zu Ende) um {b}. wie lange (dauert das|ist das|dauert er)?
     es ist[ jetzt] {a}. wie lange (ist es |dauert es |)(noch |)bis {b}?
     ",

@@ -81,6 +81,7 @@ impl Problem for Unit {
             "y" => put!(out, "{} {}", self.total(), small[style]),
             "t" => put!(out, "{}", small[1]),
             "i" => put!(out, "{}", small[2 * style]),
+            "v" => put!(out, "{}", small[style]),
             "u" => put!(out, "{} {} {}", large[2 * style], lang.pick("and", "und"), small[2 * style]),
             _ => no_slot(name),
         }
@@ -134,7 +135,7 @@ pub(super) const PHRASINGS: &[[&str; 2]] = &[
     [
         "
         {x} in {i}[?| please]
-        {x} (to|into|->|=) [? ]{i}[?]
+        {x} (to|into|->|=) [? ]{v}[?]
         <many> {t} (are|is|are there in|make|make up|has|have|do you get from) {x}?
         [please ](convert|change|turn|express) {x} (to|into|in) {i}[ for me].
         (can|could|would|will) you [please ](convert|change|turn|express) {x} (to|into) {i}?
@@ -147,7 +148,7 @@ pub(super) const PHRASINGS: &[[&str; 2]] = &[
         ",
         "
         {x} in {i}[?| bitte]
-        {x} (->|=|nach) [? ]{i}[?]
+        {x} (->|=|nach) [? ]{v}[?]
         <many> {t} (sind|ergeben|haben|stecken in|machen) {x}?
         (rechne|wandle|rechn)[ mir][ bitte] {x} (in|nach) {i} um[ für mich].
         (kannst|könntest|würdest) du[ mir][ bitte] {x} (in|nach) {i} (umrechnen|umwandeln|angeben)?
@@ -156,7 +157,7 @@ pub(super) const PHRASINGS: &[[&str; 2]] = &[
         {x} (sind|ergeben|machen) <many> {t}?
         ich habe {x}. <many> {t} (sind|ist) das?
         (weißt du|sag mir|ich frage mich), <many> {t} {x} (sind|ergeben|haben)[?]
-        [bitte ](schreibe|schreib|gib|nenne|zeige) (mir |){x} (in|als) {i}.
+        [bitte ](schreibe|schreib|gib|nenne|zeige) (mir |){x} (in {i}|als {v}).
         ",
     ],
     [

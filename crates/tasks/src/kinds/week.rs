@@ -55,7 +55,7 @@ impl Problem for Week {
     /// Whole weeks change nothing; the rest is walked day by day.
     fn solve(&self, lang: Lang, steps: &mut Steps) {
         let rest = steps.quotient(self.shift, 7).1 as usize;
-        let way = if self.back { lang.pick("back", "zurück") } else { lang.pick("forward", "vor") };
+        let way = if self.back { lang.pick("back", "rückwärts") } else { lang.pick("forward", "vorwärts") };
         let walk: Vec<String> = (0..=rest).map(|n| format!("{} {n}", self.after(n, lang))).collect();
         steps.line(format!("{way} {rest}: {}", walk.join(" ")));
     }
