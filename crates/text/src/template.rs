@@ -204,7 +204,9 @@ impl ChatTemplate {
                 limit: format!("{MAX_OUTPUT} bytes of output"),
             });
         }
-        if !options.history_only && compiled.reasons {
+        // After a tool's answer the model is in the middle of its turn.
+        let begins_turn = messages.last().is_none_or(|message| message.role != Role::Tool);
+        if !options.history_only && compiled.reasons && begins_turn {
             switch_thinking(&mut text, options.thinking);
         }
         let thinking = ends_in_open_think(&text);
