@@ -6,9 +6,12 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
+
+/// Golden data that lies beside the repository on machines that have it.
+const SHARED: &str = "../shared/fixtures";
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -66,12 +69,13 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
         ("fuzz-fmt", cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])),
         ("laws", Box::new(|_| crate::check::run(root, &Default::default()))),
         ("claims", Box::new(|_| crate::claims::check(root))),
-        ("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
-        ("rustdoc", cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"])),
+        ("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--keep-going", "--", "-D", "warnings"])),
+        ("rustdoc", cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--keep-going"])),
         ("tests", Box::new(|tally| tests(root, tally))),
     ];
     if options.full {
         steps.push(("fuzz", cargo(&["check", "--manifest-path", "fuzz/Cargo.toml", "--bins"])));
+        steps.push(("release", Box::new(|_| release(root))));
         steps.push(("golden", Box::new(|tally| shared_data_is_used(root, tally))));
     }
 
@@ -98,12 +102,16 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Where everything is compiled.
+fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
+
 fn cargo(root: &Path, args: &[&str]) -> Result<()> {
-    // The fuzz crate stands outside the workspace; one target directory compiles what both use once.
-    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| root.join("target").into());
     let status = Command::new(crate::cargo())
         .args(args)
-        .env("CARGO_TARGET_DIR", target)
+        // The fuzz crate stands outside the workspace; one directory compiles what both use once.
+        .env("CARGO_TARGET_DIR", target(root))
         .env("RUSTDOCFLAGS", "-D warnings")
         .current_dir(root)
         .status()
@@ -135,11 +143,25 @@ fn tests(root: &Path, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
+/// Builds what a person would install, and holds it to every golden that is here.
+fn release(root: &Path) -> Result<()> {
+    cargo(root, &["build", "--release", "--package", "fathom-cli"])?;
+    let mut runs = vec![vec!["verify", "testdata/models"], vec!["verify", "testdata/models", "--precision", "fast"]];
+    if root.join(SHARED).is_dir() {
+        runs.push(vec!["verify", SHARED]);
+    }
+    for run in runs {
+        println!("fathom {}", run.join(" "));
+        let status = Command::new(target(root).join("release/fathom")).args(&run).current_dir(root).status()?;
+        ensure!(status.success(), "fathom {}: {status}", run.join(" "));
+    }
+    Ok(())
+}
+
 /// Where the shared golden data lies beside the repository, no test may have left it out.
 fn shared_data_is_used(root: &Path, tally: &mut Tally) -> Result<()> {
-    let shared = root.join("../shared/fixtures");
-    if !shared.is_dir() {
-        tally.skipped.push("no ../shared/fixtures beside this checkout; testdata/ was used alone".into());
+    if !root.join(SHARED).is_dir() {
+        tally.skipped.push("no ../shared beside this checkout; testdata/ was used alone".into());
         return Ok(());
     }
     let unused: Vec<&String> = tally.skipped.iter().filter(|reason| reason.contains("shared")).collect();
