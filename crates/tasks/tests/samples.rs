@@ -148,6 +148,19 @@ fn at_least_two_hundred_forms_a_kind_and_language() {
     }
 }
 
+/// The same words are never answered in two ways, neither by two facts nor by a fact and a refusal.
+#[test]
+fn a_question_has_one_answer() {
+    let mut answers: HashMap<(Lang, String), String> = HashMap::new();
+    for (kind, lang, split) in everywhere().into_iter().filter(|(k, _, _)| ["fathom", "outside"].contains(k)) {
+        for sample in samples(kind, lang, split, 10 * MANY).filter(|s| !s.template.contains('{')) {
+            let before = answers.insert((lang, sample.template.clone()), sample.answer.clone());
+            assert!(before.is_none_or(|b| b == sample.answer), "{}: {}", sample.template, sample.answer);
+        }
+    }
+    assert!(answers.len() > 4_000, "{}", answers.len());
+}
+
 #[test]
 fn bare_forms_are_trained() {
     for (kind, lang, form) in [
