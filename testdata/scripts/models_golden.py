@@ -235,6 +235,10 @@ def write_gguf(path, arch, c, w, kind):
     """llama.cpp's layout. Returns the weights as the file holds them."""
     path.parent.mkdir(exist_ok=True)
     out = gguf.GGUFWriter(path, arch)
+    for key, field in gguf.GGUFReader(MODELS / "deepseek_v2_lite/gguf/deepseek_v2_lite-q8_0.gguf").fields.items():
+        if key.startswith("tokenizer."):
+            sub = field.types[1] if len(field.types) > 1 else None
+            out.add_key_value(key, field.contents(), field.types[0], sub)
     heads, s = c["num_attention_heads"], c.get("rope_scaling")
     out.add_block_count(c["num_hidden_layers"])
     out.add_context_length(c["max_position_embeddings"])
@@ -313,9 +317,9 @@ def draw(c, seed):
         w[name] = bf16(1 + 0.2 * rng.normal(size=n))
 
     def mlp(p, width):
-        put(p + "gate_proj.weight", width, d, 1.5)
-        put(p + "up_proj.weight", width, d, 1.5)
-        put(p + "down_proj.weight", d, width, 1.5)
+        put(p + "gate_proj.weight", width, d, 1.25)
+        put(p + "up_proj.weight", width, d, 1.25)
+        put(p + "down_proj.weight", d, width, 1.25)
 
     put("model.embed_tokens.weight", c["vocab_size"], d, 4.0)
     for i in range(c["num_hidden_layers"]):
@@ -323,7 +327,7 @@ def draw(c, seed):
         vector(p + "input_layernorm.weight", d)
         kv = d // c["num_attention_heads"] * c["num_key_value_heads"]
         for n, rows in (("q", d), ("k", kv), ("v", kv), ("o", d)):
-            put(f"{p}self_attn.{n}_proj.weight", rows, d, 1.5)
+            put(f"{p}self_attn.{n}_proj.weight", rows, d, 1.25)
         vector(p + "post_attention_layernorm.weight", d)
         if i >= c.get("first_k_dense_replace", 1 << 30):
             put(p + "mlp.gate.weight", c["n_routed_experts"], d, 1.5)

@@ -2,15 +2,17 @@
 //!
 //! The goldens in `testdata/models` never skip; the larger set in `../shared/fixtures` runs when it is there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fathom_core::reference::Reference;
 use fathom_core::{Backend, DType, LatentForm, Precision};
+use fathom_cpu::{Cpu, CpuOptions, Level};
 use fathom_engine::golden::{Difference, Golden, Limits, Prompt, Recorder, Replay, Rows, find, verify};
-use fathom_model::spec::Mixer;
+use fathom_model::spec::{Ffn, Mixer};
 use fathom_model::{Decoder, Model, NoProbe, Probe};
+use serde_json::Value;
 
 fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models")
@@ -31,6 +33,10 @@ fn backends(precision: Precision) -> Vec<(String, Arc<dyn Backend>)> {
     let mut all: Vec<(String, Arc<dyn Backend>)> = Vec::new();
     if precision == Precision::Exact {
         all.push(("reference".into(), Arc::new(Reference::new())));
+    }
+    for level in Level::present() {
+        let options = CpuOptions { threads: Some(2), isa: Some(level), precision, ..CpuOptions::default() };
+        all.push((format!("cpu {}", level.name()), Cpu::new(options).unwrap()));
     }
     all
 }
@@ -209,36 +215,58 @@ fn whole(decoder: &Decoder, p: &Prompt, kv: DType, probe: &mut dyn Probe) -> Vec
     replay.step(&[(&table, 0, &p.ids, LatentForm::Plain)], probe).unwrap()
 }
 
-/// Fast precision stays within 3 % of the recording, root mean square. With experts, both sides take the experts that
-/// exact arithmetic chooses: one flipped choice is a different function, not an error of rounding.
+/// Mean KL divergence from the recordings that llama.cpp has on GGUF files, by name (see `testdata/scripts`).
+fn llama_cpp() -> BTreeMap<String, f64> {
+    let json: Value = serde_json::from_slice(&std::fs::read(testdata().join("llama_cpp.json")).unwrap()).unwrap();
+    let files = json["files"].as_object().unwrap();
+    files.iter().map(|(name, entry)| (name.clone(), entry["kl"].as_f64().unwrap())).collect()
+}
+
+/// Fast precision stays near the recordings: root mean square within 3 % for dense models and wherever the recording names
+/// the experts. A GGUF file's recording does not; there the experts that exact arithmetic chooses are forced (one
+/// flipped choice is a different function, not an error of rounding), int8 activations are seen at 3 to 4.5 %, and the bound is 5 %.
+///
+/// With their own choice, all files together diverge no more than in llama.cpp. File by file is left to luck: which
+/// near tie flips decides more than any rounding.
 fn fast(dir: &Path) {
     let reference: Arc<dyn Backend> = Arc::new(Reference::new());
+    let peer = llama_cpp();
     let mut faults = Vec::new();
     for (device, backend) in backends(Precision::Fast) {
+        let (mut ours, mut theirs) = (0.0, 0.0);
         for g in goldens(dir) {
             let (exact, decoder) = (load(&g, &reference), load(&g, &backend));
+            let vocab = decoder.spec.vocab;
+            let experts = decoder.spec.layers.iter().any(|l| matches!(l.ffn, Ffn::Moe { .. }));
+            let limit = if experts && g.model.is_file() { 0.05 } else { 0.03 };
             let (mut forced, mut free) = (Difference::default(), Difference::default());
             for p in &g.prompts {
                 let mut chosen = Recorder::default();
                 whole(&exact, p, DType::F32, &mut chosen);
                 let mut probe = Recorder { force: chosen.routes, ..Recorder::default() };
-                let vocab = decoder.spec.vocab;
                 forced.and(Difference::of(&whole(&decoder, p, DType::F16, &mut probe), &p.logits, vocab));
                 free.and(Difference::of(&whole(&decoder, p, DType::F16, &mut NoProbe), &p.logits, vocab));
             }
+            let beside = peer.get(&g.name).map_or(String::new(), |kl| format!(" (llama.cpp {kl:.1e})"));
             println!(
-                "{device:16} {:52} rms {:.4} top-1 {:.3} kl {:.1e}; own choice of experts: rms {:.4} top-1 {:.3} kl {:.1e}",
+                "{device:16} {:52} rms {:.4} top-1 {:.3}; own choice of experts: rms {:.4} top-1 {:.3} kl {:.1e}{beside}",
                 g.name,
                 forced.rms_rel(),
                 forced.top1(),
-                forced.kl(),
                 free.rms_rel(),
                 free.top1(),
                 free.kl(),
             );
-            if forced.rms_rel().is_nan() || forced.rms_rel() > 0.03 {
-                faults.push(format!("{} on {device}: rms rel {:.4}", g.name, forced.rms_rel()));
+            if forced.rms_rel().is_nan() || forced.rms_rel() > limit {
+                faults.push(format!("{} on {device}: rms rel {:.4}, allowed {limit}", g.name, forced.rms_rel()));
             }
+            if let Some(kl) = peer.get(&g.name) {
+                (ours, theirs) = (ours + free.kl(), theirs + kl);
+            }
+        }
+        println!("{device:16} KL over all GGUF files: {ours:.4}, llama.cpp {theirs:.4}");
+        if ours.is_nan() || ours > theirs {
+            faults.push(format!("{device}: KL over all GGUF files {ours:.4}, llama.cpp's is {theirs:.4}"));
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
