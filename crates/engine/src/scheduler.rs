@@ -172,7 +172,7 @@ impl Scheduler {
             let mut sequence = self.waiting.remove(at);
             if self.running.len() < self.options.sequences {
                 self.cache.find(&mut sequence);
-                if self.running.is_empty() || self.headroom() >= self.cache.wants(&sequence) {
+                if self.running.is_empty() || self.fits(&sequence) {
                     sequence.admit();
                     let at = self.running.partition_point(|other| other.rank() < sequence.rank());
                     self.running.insert(at, sequence);
@@ -191,10 +191,10 @@ impl Scheduler {
         }
     }
 
-    /// Idle blocks that no running sequence is going to want soon.
-    fn headroom(&self) -> usize {
+    /// Whether there are idle blocks for a sequence, beside those that the running ones are going to want soon.
+    fn fits(&self, sequence: &Sequence) -> bool {
         let promised: usize = self.running.iter().map(|s| self.cache.wants(s) + 1).sum();
-        self.pool().idle().saturating_sub(promised)
+        self.pool().idle() >= promised + self.cache.wants(sequence)
     }
 
     /// Decides how many rows each running sequence gets.

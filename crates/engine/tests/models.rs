@@ -267,3 +267,32 @@ fn preempted_is_as_uninterrupted_bit_for_bit() {
         }
     }
 }
+
+/// The next turn of a conversation takes over what it may: with latent attention an answer was computed in another form
+/// than a prompt is, so exact reuse ends before it.
+#[test]
+fn a_second_turn_takes_over_the_first() {
+    let [_, exact, _] = devices();
+    for (name, latent) in [("qwen2", false), ("deepseek_v2_lite", true)] {
+        let golden = golden(name);
+        let prompt = golden.prompts.iter().find(|p| p.ids.len() > 64).unwrap();
+        let mut first = Request::new(prompt.ids.clone());
+        (first.max_tokens, first.logprobs) = (Some(100), Some(0));
+        for reuse in [Reuse::Exact, Reuse::AnyForm] {
+            let mut worker = worker(&golden, &exact, &Setting { reuse, ..Setting::plain() });
+            let answer = run(&mut worker, std::slice::from_ref(&first), 1).remove(0);
+            let mut second = first.clone();
+            second.prompt.extend(&answer.tokens);
+            second.prompt.extend([5, 6, 7]);
+            second.max_tokens = Some(10);
+            let got = run(&mut worker, std::slice::from_ref(&second), 1).remove(0);
+            // The last token of the answer was never computed.
+            let all = prompt.ids.len() + answer.tokens.len() - 1;
+            let want = if latent && reuse == Reuse::Exact { prompt.ids.len() } else { all };
+            assert_eq!(got.usage.cached, want, "{name}, {reuse:?}");
+            let alone = alone(&golden, &exact, std::slice::from_ref(&second)).remove(0);
+            assert_eq!(got.tokens, alone.tokens, "{name}, {reuse:?}");
+            assert!(got == alone || (latent && reuse == Reuse::AnyForm), "{name}, {reuse:?}: bit for bit");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Thousands of random schedules over the scripted runner: whatever arrives, is cancelled, paused, preempted, shared or
 //! guessed ahead, every sequence's tokens are those of its lone run, and no cache block is lost.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fathom_core::rng::Rng;
@@ -286,4 +287,86 @@ fn every_schedule_gives_the_lone_tokens() {
     assert!(tokens > 100_000, "{totals:?}");
     assert!(preempted > 1_000 && cached > 10_000 && cancelled > 500, "{totals:?}");
     assert!(accepted > 1_000 && rejected > 1_000, "{totals:?}");
+}
+
+/// A worker over plain attention with blocks of 64, and a way to submit and to see who has got a token.
+struct Bench {
+    worker: Worker,
+    first: Vec<Arc<AtomicBool>>,
+    step: usize,
+}
+
+impl Bench {
+    fn new(step_tokens: usize, blocks: usize) -> Self {
+        let info = RunnerInfo { vocab: 50, context: 100_000, block_tokens: 64, blocks, latent: false, drafts: false };
+        let schedule = ScheduleOptions { step_tokens, ..ScheduleOptions::default() };
+        let options = WorkerOptions { schedule, step_seconds: None, ..WorkerOptions::default() };
+        let worker = Worker::new(Box::new(ScriptedRunner::new(info, 0)), options, Meter::none()).unwrap();
+        Bench { worker, first: Vec::new(), step: 0 }
+    }
+
+    fn submit(&mut self, request: Request) {
+        let first = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&first);
+        let sink = move |event: Event<'_>| {
+            seen.fetch_or(matches!(event, Event::Token { .. }), Ordering::Relaxed);
+            Flow::Continue
+        };
+        self.worker.submit(Id(self.first.len() as u64), request, Box::new(sink)).unwrap();
+        self.first.push(first);
+    }
+
+    /// Steps until a request has its first token; returns how many that took.
+    fn until_first_token(&mut self, request: usize) -> usize {
+        let start = self.step;
+        while !self.first[request].load(Ordering::Relaxed) {
+            assert!(self.worker.step().unwrap());
+            self.step += 1;
+        }
+        self.step - start
+    }
+}
+
+fn long_prompt(which: u32, tokens: u32) -> Request {
+    Request { max_tokens: Some(40), ..Request::new((0..tokens).map(|i| (i * 7 + which * 13 + i * i) % 50).collect()) }
+}
+
+#[test]
+fn a_short_request_overtakes_long_prompts() {
+    let mut bench = Bench::new(256, 2000);
+    (0..7).for_each(|i| bench.submit(long_prompt(i, 8000)));
+    (0..3).for_each(|_| assert!(bench.worker.step().unwrap()));
+    bench.submit(long_prompt(9, 100));
+    assert!(bench.until_first_token(7) <= 2, "half of every step is for the shortest");
+    // And the first of the long ones is not held up by the others.
+    assert!(bench.until_first_token(0) <= 8000 / 128);
+}
+
+#[test]
+fn a_group_computes_its_prompt_once() {
+    let mut bench = Bench::new(256, 2000);
+    (0..8).for_each(|_| bench.submit(long_prompt(1, 64 * 20 + 10)));
+    for i in 0..8 {
+        bench.until_first_token(i);
+    }
+    let stats = bench.worker.stats();
+    // Its blocks once, its tail by each, and what the first decoded meanwhile.
+    let most = 64 * 20 + 8 * (10 + bench.step);
+    assert!(stats.rows as usize <= most, "{} rows, expected at most {most}", stats.rows);
+}
+
+#[test]
+fn batch_work_yields_to_interactive_and_comes_back() {
+    // Room for one of the two.
+    let mut bench = Bench::new(256, 20);
+    let batch = Request { priority: Priority::Batch, max_tokens: Some(200), ..long_prompt(1, 1000) };
+    bench.submit(batch);
+    bench.until_first_token(0);
+    bench.submit(long_prompt(2, 900));
+    assert!(bench.until_first_token(1) <= 5);
+    assert_eq!((bench.worker.stats().running, bench.worker.stats().waiting), (1, 1), "the batch work waits");
+    while bench.worker.step().unwrap() {}
+    let stats = bench.worker.stats();
+    assert_eq!((stats.ended, stats.preempted, stats.completion_tokens), (2, 1, 240));
+    assert_eq!(stats.idle_blocks, 20);
 }
