@@ -21,9 +21,9 @@ const MACHINE: &str = "Machine";
 /// How to read what releases leave open.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct ReadArgs {
-    /// What to do with `attn_factor`, a key of R1-0528-Qwen3-8B that loaders disagree about
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = RopeAttnFactor::Honour, help_heading = MODEL)]
-    pub(crate) rope_attn_factor: RopeAttnFactor,
+    /// What to do with `attn_factor`, a key of R1-0528-Qwen3-8B that loaders disagree about [default: honour]
+    #[arg(long, value_name = "HOW", value_enum, help_heading = MODEL)]
+    rope_attn_factor: Option<RopeAttnFactor>,
 }
 
 /// Values of `--rope-attn-factor`.
@@ -38,11 +38,16 @@ pub(crate) enum RopeAttnFactor {
 impl ReadArgs {
     /// The options of the model's reader.
     pub(crate) fn options(&self) -> fathom_model::Options {
-        let attn_factor = match self.rope_attn_factor {
+        self.asked().unwrap_or_default()
+    }
+
+    /// The same, if they were given.
+    pub(crate) fn asked(&self) -> Option<fathom_model::Options> {
+        let attn_factor = match self.rope_attn_factor? {
             RopeAttnFactor::Honour => AttnFactor::Honour,
             RopeAttnFactor::Ignore => AttnFactor::Ignore,
         };
-        fathom_model::Options { attn_factor }
+        Some(fathom_model::Options { attn_factor })
     }
 }
 

@@ -18,7 +18,7 @@ use fathom_text::{ChatMessage, Clock, RenderOptions, Thinking};
 use serde_json::{Value, json};
 
 use crate::args::{ChatArgs, Draft, LoadArgs, SamplingArgs, Switch};
-use crate::load::{Room, load};
+use crate::load::{Room, load_beside};
 use crate::term;
 use crate::units::{duration, rate};
 
@@ -70,8 +70,8 @@ enum Told {
 impl Assistant {
     /// Loads a model and starts its engine.
     pub(crate) fn start(args: &LoadArgs, name: Option<&str>, draft: Draft) -> Result<Self> {
-        let (loaded, device) = load(args, name, Room::Conversation, Precision::Fast)?;
-        let chat = ChatModel::new(&loaded.model.vocab()?)?;
+        let (loaded, device, chat) =
+            load_beside(args, name, Room::Conversation, Precision::Fast, |model| Ok(ChatModel::new(&model.vocab()?)?))?;
         let defaults = loaded.model.defaults()?;
         let speculation = match draft {
             Draft::Off => Speculation::Off,
@@ -83,7 +83,6 @@ impl Assistant {
         };
         let options = RunnerOptions {
             context: Some(loaded.context),
-            // One block more, so that a shared last block can be copied when the context is full.
             cache_tokens: None,
             kv: loaded.kv,
             drafts: speculation == Speculation::Head,

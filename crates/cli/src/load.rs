@@ -1,7 +1,8 @@
 //! From options to a model that can run: memory reckoned first, then weights, then whoever will use them.
 
-use std::path::PathBuf;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -84,27 +85,43 @@ pub(crate) fn load(
     room: Room,
     default: Precision,
 ) -> Result<(Loaded, Device)> {
-    args.check()?;
-    let name = args.named(positional)?;
-    let path = source::locate(name)?;
-    let device = Device::open(args, default)?;
-    let name = name.map_or_else(|| path.display().to_string(), str::to_owned);
-    let loaded = load_on(&device, args, name, path, room)?;
+    let (loaded, device, ()) = load_beside(args, positional, room, default, |_| Ok(()))?;
     Ok((loaded, device))
 }
 
-/// Loads the model at `path` onto a backend.
-pub(crate) fn load_on(device: &Device, args: &LoadArgs, name: String, path: PathBuf, room: Room) -> Result<Loaded> {
+/// The same, with something else made of the model's files meanwhile: a tokenizer takes as long as weights do.
+pub(crate) fn load_beside<T: Send>(
+    args: &LoadArgs,
+    positional: Option<&str>,
+    room: Room,
+    default: Precision,
+    beside: impl FnOnce(&Model) -> Result<T> + Send,
+) -> Result<(Loaded, Device, T)> {
+    args.check()?;
+    let name = args.named(positional)?;
+    let path = source::locate(name)?;
     let start = Instant::now();
+    let device = Device::open(args, default)?;
     let model = Model::open(&path, &args.read.options())?;
     let kv = args.kv_dtype(device.backend.precision());
+    let context = context(&model, kv, args, room)?;
+    let mut bar = ByteBar::new("loading");
+    let (decoder, made) = thread::scope(|scope| {
+        let other = scope.spawn(|| beside(&model));
+        let decoder = model.load(device.backend.clone(), &mut |done, total| bar.update(done, total, 0));
+        (decoder, other.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    drop(bar);
+    let (decoder, made) = (decoder?, made?);
+    let name = name.map_or_else(|| path.display().to_string(), str::to_owned);
+    Ok((Loaded { name, model, decoder, kv, context, took: start.elapsed() }, device, made))
+}
+
+/// The context to make room for, if there is the memory for it.
+pub(crate) fn context(model: &Model, kv: DType, args: &LoadArgs, room: Room) -> Result<usize> {
     let plan = Plan { spec: &model.spec, weights: model.archive.total_bytes(), kv };
     let budget = args.memory.or_else(machine::available_bytes);
-    let context = plan.context(room, args.context.map(|c| c as usize), budget)?;
-    let mut bar = ByteBar::new("loading");
-    let decoder = model.load(device.backend.clone(), &mut |done, total| bar.update(done, total, 0))?;
-    drop(bar);
-    Ok(Loaded { name, model, decoder, kv, context, took: start.elapsed() })
+    plan.context(room, args.context.map(|c| c as usize), budget)
 }
 
 /// What a model will take.

@@ -92,8 +92,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Precision::Exact => "exact",
         Precision::Fast => "fast",
     };
-    let Loaded { name, model, decoder, kv, took, .. } = loaded;
-    let options = RunnerOptions { context: Some(tokens), cache_tokens: None, kv, drafts: false };
+    let Loaded { name, model, decoder, kv, context, took } = loaded;
+    let options = RunnerOptions { context: Some(context), cache_tokens: None, kv, drafts: false };
     let mut lane = Lane::new(ModelRunner::new(decoder, options)?, tokens);
     let spinner = Spinner::new("measuring");
     lane.fill(args.depth)?;

@@ -12,7 +12,7 @@ use fathom_model::{Error as ModelError, Model};
 use serde_json::json;
 
 use crate::args::LoadArgs;
-use crate::load::Device;
+use crate::load::{Device, Room, context};
 use crate::term::Spinner;
 
 /// What fast precision must keep on models without routing (root mean square, relative).
@@ -50,8 +50,8 @@ struct Row {
 
 enum Outcome {
     Measured(Box<Report>, Vec<String>),
-    /// The model is one that fathom knows and cannot run; why.
-    Refused(String),
+    /// Not run; why.
+    LeftOut(String),
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -80,12 +80,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn measure(golden: &Golden, device: &Device, args: &Args) -> Result<Outcome> {
-    let routed = match Model::open(&golden.model, &golden.options) {
-        Err(ModelError::Refused { what, why }) => return Ok(Outcome::Refused(format!("{what}: {why}"))),
-        opened => opened?.spec.layers.iter().any(|l| matches!(l.ffn, Ffn::Moe { .. })),
+    if args.load.read.asked().is_some_and(|asked| asked != golden.options) {
+        return Ok(Outcome::LeftOut("recorded with the other reading of attn_factor".into()));
+    }
+    let model = match Model::open(&golden.model, &golden.options) {
+        Err(ModelError::Refused { what, why }) => return Ok(Outcome::LeftOut(format!("{what}: {why}"))),
+        opened => opened?,
     };
     let precision = device.backend.precision();
-    let report = verify(golden, device.backend.clone(), args.load.kv_dtype(precision))?;
+    let kv = args.load.kv_dtype(precision);
+    let tokens = golden.prompts.iter().map(|p| p.ids.len() + p.greedy.as_ref().map_or(0, Vec::len)).max();
+    context(&model, kv, &args.load, Room::Tokens(tokens.unwrap_or(0)))?;
+    let routed = model.spec.layers.iter().any(|l| matches!(l.ffn, Ffn::Moe { .. }));
+    let report = verify(golden, device.backend.clone(), kv)?;
     let faults = match precision {
         Precision::Exact => report.faults(&Limits::EXACT),
         // A choice of experts that rounding flips is no error, and its effect is as large as chance makes it.
@@ -99,7 +106,7 @@ fn print(rows: &[Row], device: &Device, as_json: bool) -> Result<()> {
     let mut out = io::stdout().lock();
     if as_json {
         let entries = rows.iter().map(|row| match &row.outcome {
-            Outcome::Refused(why) => json!({ "name": row.name, "refused": why }),
+            Outcome::LeftOut(why) => json!({ "name": row.name, "left_out": why }),
             Outcome::Measured(r, faults) => json!({
                 "name": row.name,
                 "architecture": r.family,
@@ -124,14 +131,14 @@ fn print(rows: &[Row], device: &Device, as_json: bool) -> Result<()> {
         "{:<width$}  {:<13}{:<9}{:>9}{:>9}{:>9}{:>11}{:>10}  verdict",
         "golden", "architecture", "format", "max abs", "rms rel", "hidden", "experts", "greedy"
     )?;
-    let (mut good, mut beyond, mut refused) = (0, 0, 0);
+    let (mut good, mut beyond, mut left_out) = (0, 0, 0);
     for row in rows {
         let name = &row.name;
         let (r, faults) = match &row.outcome {
             Outcome::Measured(r, faults) => (r, faults),
-            Outcome::Refused(why) => {
-                refused += 1;
-                writeln!(out, "{name:<width$}  refused: {why}")?;
+            Outcome::LeftOut(why) => {
+                left_out += 1;
+                writeln!(out, "{name:<width$}  left out: {why}")?;
                 continue;
             }
         };
@@ -163,7 +170,7 @@ fn print(rows: &[Row], device: &Device, as_json: bool) -> Result<()> {
     };
     writeln!(
         out,
-        "\n{good} within tolerance, {beyond} beyond, {refused} refused ({}, {precision})",
+        "\n{good} within tolerance, {beyond} beyond, {left_out} left out ({}, {precision})",
         device.describe()
     )?;
     if rows.iter().any(|r| matches!(&r.outcome, Outcome::Measured(r, _) if r.greedy.excused > 0)) {

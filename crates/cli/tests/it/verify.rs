@@ -20,6 +20,19 @@ fn recordings_are_met_on_every_backend() {
     fathom(&["verify", "--precision", "fast", &testdata("models/qwen3")]).ok();
 }
 
+/// Both readings of R1-0528-Qwen3-8B's open question are recorded; asked for one, the others are left out and said so.
+#[test]
+fn the_reading_of_attn_factor_may_be_chosen() {
+    let qwen3 = testdata("models/qwen3");
+    let left_out = |more: &[&str]| {
+        let json = fathom(&[&["verify", "--json", &qwen3], more].concat()).json();
+        json["goldens"].as_array().unwrap().iter().filter(|g| g["left_out"].is_string()).count()
+    };
+    assert_eq!(left_out(&[]), 0);
+    assert_eq!(left_out(&["--rope-attn-factor", "honour"]), 2);
+    assert_eq!(left_out(&["--rope-attn-factor", "ignore"]), 1);
+}
+
 #[test]
 fn a_model_that_computes_something_else_is_found_out() {
     let dir = tempfile::tempdir().unwrap();
@@ -45,5 +58,8 @@ fn nothing_to_verify_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     fathom(&["verify", dir.path().to_str().unwrap()]).fails(1, &["no golden.safetensors"]);
     fathom(&["verify", "/nowhere"]).fails(1, &["/nowhere"]);
+    let qwen3 = testdata("models/qwen3");
+    fathom(&["verify", &qwen3, "--context", "9"]).fails(1, &["tokens needed here"]);
+    fathom(&["verify", &qwen3, "--memory", "1K"]).fails(1, &["1.00 KiB may be used"]);
     fathom(&["verify"]).fails(1, &["name a directory"]);
 }
