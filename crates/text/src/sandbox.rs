@@ -1,19 +1,31 @@
 //! The environment that chat templates run in: nothing but their variables, and a budget for all they do.
 //!
-//! The engine's fuel pays for steps and data, with holes (minijinja 3.1): `list + list` is joined lazily, for free, until it is
-//! copied at once, so that 33 doublings ask for 2^33 slots; a slice of a slice of a ... list walks them all at every step;
-//! `str.format` pads to any width before it pays. So the compiled `+` and `[::]` are exchanged for filters of ours that pay
-//! per item, and widths are looked at first.
+//! The engine's fuel pays for steps and data, but has holes (minijinja 3.1): lists joined or sliced lazily, nested values whose
+//! size doubles at every level, objects that contain themselves, constants computed while compiling, padding. Whatever walks
+//! such a value runs for ever or overflows the stack. So the compiled steps that build values are exchanged for filters of ours
+//! that pay for the whole value and bound its depth; namespaces, the only things that can change, may not be
+//! values; and what still takes too long is left behind: the caller gets an error, the template is not run again.
 
 use crate::python;
+use minijinja::functions;
 use minijinja::machinery::{CompiledTemplate, Instruction, TemplateConfig, Token, eval, make_string_output, tokenize};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Tuple, Value, ValueKind};
+use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
+/// Longest time a rendering may take. Published templates take milliseconds, a book-long conversation less than a second.
+const MAX_TIME: Duration = Duration::from_secs(10);
 /// Nested statements, macros and includes.
 const MAX_RECURSION: usize = 150;
+/// Deepest nesting of lists and maps that a template may build.
+const MAX_DEPTH: usize = 100;
+/// Items of a value that one fuel pays for when the value is built.
+const ITEMS_PER_FUEL: u64 = 8;
 /// Widest padding that a format string may ask for.
 const MAX_WIDTH_DIGITS: usize = 4;
 /// Most tokens in one `{{ }}` or `{% %}`: bounds how deep expressions nest. Published templates have below 100.
@@ -22,11 +34,15 @@ const MAX_TOKENS: usize = 1000;
 const STACK_PER_BYTE: usize = 512;
 /// Stack for everything else.
 const MIN_STACK: usize = 4 << 20;
-/// A level of nesting costs at least 3 fuel to make, and below 300 bytes of stack to free.
-const STACK_PER_FUEL: usize = 128;
-/// Our `+` and `[::]`. No template can name them: they are no identifiers.
+/// Filters can nest values too, a level for at least 5 fuel; writing or freeing it takes below 1000 bytes of stack.
+const STACK_PER_FUEL: usize = 256;
+/// Our steps. No template can name them: they are no identifiers.
 const ADD: &str = "+";
+const MUL: &str = "*";
 const SLICE: &str = "[::]";
+const LIST: &str = "[]";
+const TUPLE: &str = "(,)";
+const MAP: &str = "{}";
 
 fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
@@ -40,36 +56,76 @@ pub(crate) fn environment() -> Environment<'static> {
     env.set_unknown_method_callback(method);
     env.set_formatter(|out, state, value| out.write_str(&python::str(state, value)?).map_err(Error::from));
     env.add_filter(ADD, add);
+    env.add_filter(MUL, mul);
     env.add_filter(SLICE, slice);
+    env.add_filter(LIST, |state: &State, items: Rest<Value>| paid(state, Value::from(items.0)));
+    env.add_filter(TUPLE, |state: &State, items: Rest<Value>| paid(state, Value::from(Tuple::from(items.0))));
+    env.add_filter(MAP, |state: &State, items: Rest<Value>| {
+        paid(state, Value::from_pairs(items.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone()))))
+    });
+    env.add_function("dict", |state: &State, value: Option<Value>, more: Kwargs| {
+        paid(state, functions::dict(value, more)?)
+    });
     // Lazy and free as well, and no filters of Jinja2.
     env.remove_filter("chain");
     env.remove_filter("zip");
+    env.remove_global("debug");
     env.add_filter("tojson", python::tojson);
     env.add_filter("string", |state: &State, value: Value| python::str(state, &value));
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> { Err(invalid(message)) });
     env
 }
 
-/// Checks that `source` compiles.
-pub(crate) fn check(source: &str) -> Result<(), Error> {
-    on_stack(source, 0, || compile(source).map(drop))
+/// A template that compiles, and whether it has ever taken too long.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    env: Environment<'static>,
+    source: Arc<str>,
+    too_slow: AtomicBool,
 }
 
-/// Renders `source` in `env` with the variables of `context`, spending at most `fuel`.
-pub(crate) fn render(env: &Environment<'static>, source: &str, context: Value, fuel: u64) -> Result<String, Error> {
-    on_stack(source, fuel, || run(env, source, context, fuel))
-}
+impl Sandbox {
+    /// Checks that `source` compiles.
+    pub(crate) fn new(source: &str) -> Result<Self, Error> {
+        let sandbox = Self { env: environment(), source: source.into(), too_slow: AtomicBool::new(false) };
+        let source = sandbox.source.clone();
+        sandbox.on_thread(0, move || compile(&source).map(drop))?;
+        Ok(sandbox)
+    }
 
-/// Runs `work` on a thread of its own, whose stack bears statements as deep as `source` and values as deep as `fuel` can
-/// nest them: the engine compiles the ones and frees the others by recursion. Pages never touched cost nothing.
-fn on_stack<T: Send>(source: &str, fuel: u64, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
-    let stack_bytes = MIN_STACK + source.len() * STACK_PER_BYTE + fuel as usize * STACK_PER_FUEL;
-    std::thread::scope(|scope| {
+    /// Renders with the variables of `context`, spending at most `fuel`.
+    pub(crate) fn render(&self, context: Value, fuel: u64) -> Result<String, Error> {
+        let (mut env, source) = (self.env.clone(), self.source.clone());
+        env.set_fuel(Some(fuel));
+        self.on_thread(fuel, move || run(&env, &source, context))
+    }
+
+    /// Runs `work` on a thread of its own, whose stack bears statements as deep as the source and values as deep as `fuel`
+    /// can nest them: the engine walks both by recursion. Stack never touched costs nothing. Work that takes too long is left behind.
+    fn on_thread<T: Send + 'static>(
+        &self,
+        fuel: u64,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let too_slow = || Error::new(ErrorKind::OutOfFuel, format!("{MAX_TIME:?}"));
+        if self.too_slow.load(Ordering::Relaxed) {
+            return Err(too_slow());
+        }
+        let stack_bytes = MIN_STACK + self.source.len() * STACK_PER_BYTE + fuel as usize * STACK_PER_FUEL;
+        let (sender, receiver) = mpsc::channel();
         let thread = std::thread::Builder::new().name("chat template".into()).stack_size(stack_bytes);
-        let handle =
-            thread.spawn_scoped(scope, work).map_err(|error| invalid(format!("no thread to render on: {error}")))?;
-        handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+        // Nobody may be waiting any more; then the result is of no use.
+        let spawned = thread.spawn(move || sender.send(work()).unwrap_or_default());
+        spawned.map_err(|error| invalid(format!("no thread to render on: {error}")))?;
+        match receiver.recv_timeout(MAX_TIME) {
+            Ok(result) => result,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                self.too_slow.store(true, Ordering::Relaxed);
+                Err(too_slow())
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(invalid("the template engine panicked")),
+        }
+    }
 }
 
 /// Compiles `source` with the white-space rules of chat templates.
@@ -80,47 +136,76 @@ fn compile(source: &str) -> Result<CompiledTemplate<'_>, Error> {
     let mut template = CompiledTemplate::new("chat_template", source, &config)?;
     for code in std::iter::once(&mut template.instructions).chain(template.blocks.values_mut()) {
         for index in 0.. {
-            match code.get_mut(index) {
-                // The last field numbers cached look-ups; the largest number means none.
-                Some(step @ Instruction::Add) => *step = Instruction::ApplyFilter(ADD, Some(2), u8::MAX),
-                Some(step @ Instruction::Slice) => *step = Instruction::ApplyFilter(SLICE, Some(4), u8::MAX),
-                Some(_) => {}
-                None => break,
+            let Some(step) = code.get_mut(index) else { break };
+            if let Some(metered) = metered(step) {
+                *step = metered;
             }
         }
     }
     Ok(template)
 }
 
-/// Refuses what would take the compiler too long, as its work is not metered: it recurses along expressions, and it
-/// computes constant ones, where a literal list times a number makes a long list.
+/// What takes the place of a step that builds a value.
+fn metered(step: &Instruction<'_>) -> Option<Instruction<'static>> {
+    let (filter, count) = match *step {
+        Instruction::Add => (ADD, Some(2)),
+        Instruction::Mul => (MUL, Some(2)),
+        Instruction::Slice => (SLICE, Some(4)),
+        Instruction::BuildList(count) => (LIST, count),
+        Instruction::BuildTuple(count) => (TUPLE, count),
+        Instruction::BuildMap(pairs) => (MAP, Some(2 * pairs)),
+        _ => return None,
+    };
+    let count = count.map(|count| u16::try_from(count).expect("no more operands than tokens in a tag"));
+    // The last field numbers cached look-ups; the largest number means none.
+    Some(Instruction::ApplyFilter(filter, count, u8::MAX))
+}
+
+/// Refuses, by the look of the source, what the budget cannot bound: expressions so long that the compiler's recursion is
+/// deep; literal lists times a number, which it multiplies out unpaid; and namespaces used as values, which could then contain
+/// themselves (templates make them by `{% set x = namespace(..) %}` and use `x.field`).
 fn check_tokens(source: &str, syntax: &SyntaxConfig) -> Result<(), Error> {
-    use Token::{BlockStart, BracketClose, BracketOpen, Mul, ParenClose, ParenOpen, VariableStart};
-    let mut count = 0;
-    let mut before = None;
-    for token in tokenize(source, false, syntax.clone()) {
-        let (token, span) = token?;
-        count = if matches!(token, BlockStart | VariableStart) { 0 } else { count + 1 };
-        if count > MAX_TOKENS {
-            let message = format!("line {}: more than {MAX_TOKENS} tokens in one tag", span.start_line);
-            return Err(Error::new(ErrorKind::SyntaxError, message));
-        }
-        if matches!((&before, &token), (Some(BracketClose | ParenClose), Mul) | (Some(Mul), BracketOpen | ParenOpen)) {
-            let message = format!("line {}: `*` next to a bracket is refused; name the operand first", span.start_line);
-            return Err(Error::new(ErrorKind::SyntaxError, message));
-        }
-        before = Some(token);
+    use Token::{Assign, BlockStart, BracketClose, BracketOpen, Dot, Ident, Mul, ParenClose, ParenOpen, VariableStart};
+    let tokens: Vec<_> = tokenize(source, false, syntax.clone()).collect::<Result<_, Error>>()?;
+    let token = |index: usize| tokens.get(index).map(|(token, _)| token);
+    let makes_namespace = |at: usize| match (at.checked_sub(4).and_then(token), token(at + 1)) {
+        (Some(BlockStart), Some(ParenOpen)) => match (token(at - 3), token(at - 2), token(at - 1)) {
+            (Some(Ident("set")), Some(Ident(name)), Some(Assign)) => Some(*name),
+            _ => None,
+        },
+        _ => None,
+    };
+    let is_namespace_call = |at: &usize| matches!(token(*at), Some(Ident("namespace")));
+    let namespaces: HashSet<&str> = (0..tokens.len()).filter(is_namespace_call).filter_map(makes_namespace).collect();
+    let mut in_tag = 0;
+    for (at, (this, span)) in tokens.iter().enumerate() {
+        in_tag = if matches!(this, BlockStart | VariableStart) { 0 } else { in_tag + 1 };
+        let (before, after) = (at.checked_sub(1).and_then(token), token(at + 1));
+        let is_value = !matches!(before, Some(Dot)) && !matches!(after, Some(Dot | BracketOpen | Assign));
+        let fault = match (before, this) {
+            _ if in_tag > MAX_TOKENS => format!("more than {MAX_TOKENS} tokens in one tag"),
+            (Some(BracketClose | ParenClose), Mul) | (Some(Mul), BracketOpen | ParenOpen) => {
+                "`*` next to a bracket is refused; name the operand first".to_owned()
+            }
+            (_, Ident("namespace")) if makes_namespace(at).is_none() && !matches!(before, Some(Dot)) => {
+                "`namespace` is allowed in `{% set name = namespace(..) %}` only".to_owned()
+            }
+            (_, Ident(name)) if namespaces.contains(name) && is_value => {
+                format!("namespace `{name}` is used as a value; only its fields may be")
+            }
+            _ => continue,
+        };
+        let message = format!("line {}: {fault}", span.start_line);
+        return Err(Error::new(ErrorKind::SyntaxError, message));
     }
     Ok(())
 }
 
-fn run(env: &Environment<'static>, source: &str, context: Value, fuel: u64) -> Result<String, Error> {
-    let mut env = env.clone();
-    env.set_fuel(Some(fuel));
+fn run(env: &Environment<'static>, source: &str, context: Value) -> Result<String, Error> {
     let template = compile(source)?;
     let mut text = String::new();
     let mut out = make_string_output(&mut text);
-    eval(&env, &template.instructions, context, &template.blocks, &mut out, AutoEscape::None)?;
+    eval(env, &template.instructions, context, &template.blocks, &mut out, AutoEscape::None)?;
     Ok(text)
 }
 
@@ -131,19 +216,52 @@ fn add(state: &State, left: Value, right: Value) -> Result<Value, Error> {
         return Ok(Value::from([left, right].concat()));
     }
     if is_list(&left) && is_list(&right) && left.is_tuple() == right.is_tuple() {
-        let mut joined = items(state, &left)?;
-        joined.extend(items(state, &right)?);
-        return Ok(list_like(&left, joined));
+        let mut joined = items(&left)?;
+        joined.extend(items(&right)?);
+        return paid(state, list_like(&left, joined));
     }
-    let whole = |value: &Value| i128::try_from(value.clone()).ok().filter(|_| !is_float(value));
-    let sum = match (whole(&left), whole(&right)) {
-        (Some(a), Some(b)) => a.checked_add(b).map(Value::from),
+    arithmetic(&left, &right, i128::checked_add, |a, b| a + b)
+        .ok_or_else(|| invalid(format!("cannot add {} and {}", left.kind(), right.kind())))
+}
+
+/// `left * right` as in Python: numbers, and strings, lists and tuples times a number.
+fn mul(state: &State, left: Value, right: Value) -> Result<Value, Error> {
+    let is_sequence = |value: &Value| value.as_str().is_some() || is_list(value);
+    let (value, times) = if is_sequence(&left) { (&left, &right) } else { (&right, &left) };
+    if is_sequence(value)
+        && let Some(times) = whole(times)
+    {
+        let times = usize::try_from(times.max(0)).unwrap_or(usize::MAX);
+        let pay = |len: usize, per_fuel: u64| state.consume_fuel(len.saturating_mul(times) as u64 / per_fuel);
+        if let Some(text) = value.as_str() {
+            pay(text.len(), 64)?;
+            return Ok(Value::from(text.repeat(times)));
+        }
+        let items = items(value)?;
+        pay(items.len(), ITEMS_PER_FUEL)?;
+        return paid(state, list_like(value, std::iter::repeat_n(items, times).flatten().collect()));
+    }
+    arithmetic(&left, &right, i128::checked_mul, |a, b| a * b)
+        .ok_or_else(|| invalid(format!("cannot multiply {} and {}", left.kind(), right.kind())))
+}
+
+fn arithmetic(
+    left: &Value,
+    right: &Value,
+    on_whole: fn(i128, i128) -> Option<i128>,
+    on_floats: fn(f64, f64) -> f64,
+) -> Option<Value> {
+    match (whole(left), whole(right)) {
+        (Some(a), Some(b)) => on_whole(a, b).map(Value::from),
         _ => match (f64::try_from(left.clone()), f64::try_from(right.clone())) {
-            (Ok(a), Ok(b)) => Some(Value::from(a + b)),
+            (Ok(a), Ok(b)) => Some(Value::from(on_floats(a, b))),
             _ => None,
         },
-    };
-    sum.ok_or_else(|| invalid(format!("cannot add {} and {}", left.kind(), right.kind())))
+    }
+}
+
+fn whole(value: &Value) -> Option<i128> {
+    i128::try_from(value.clone()).ok().filter(|_| !is_float(value))
 }
 
 /// `value[start:stop:step]` as in Python: strings, lists, tuples. Nothing gives nothing, as the engine has it.
@@ -164,7 +282,8 @@ fn slice(state: &State, value: Value, start: Value, stop: Value, step: Value) ->
     if !is_list(&value) {
         return Err(invalid(format!("value of type {} cannot be sliced", value.kind())));
     }
-    let all = items(state, &value)?;
+    let all = items(&value)?;
+    state.consume_fuel(all.len() as u64 / ITEMS_PER_FUEL)?;
     let kept = slice_indices(all.len(), start, stop, step).map(|index| all[index].clone());
     Ok(list_like(&value, kept.collect()))
 }
@@ -174,12 +293,9 @@ fn slice_indices(len: usize, start: Option<i64>, stop: Option<i64>, step: i64) -
     let len = len as i64;
     let (lowest, highest) = if step > 0 { (0, len) } else { (-1, len - 1) };
     let bound = |at: i64| if at < 0 { at.saturating_add(len) } else { at }.clamp(lowest, highest);
-    let (first, end) = (
-        start.map_or(if step > 0 { lowest } else { highest }, bound),
-        stop.map_or(if step > 0 { highest } else { lowest }, bound),
-    );
-    let next = move |at: &i64| at.checked_add(step);
-    std::iter::successors(Some(first), next)
+    let (from, to) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
+    let (first, end) = (start.map_or(from, bound), stop.map_or(to, bound));
+    std::iter::successors(Some(first), move |at| at.checked_add(step))
         .take_while(move |at| (end - at).signum() == step.signum())
         .map(|at| at as usize)
 }
@@ -188,19 +304,36 @@ fn is_list(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
 }
 
-/// The items of a list, paid for: about two are as large as what one fuel pays for.
-fn items(state: &State, list: &Value) -> Result<Vec<Value>, Error> {
-    let mut items = Vec::new();
-    for item in list.try_iter()? {
-        state.consume_fuel(items.len() as u64 % 2)?;
-        items.push(item);
-    }
-    Ok(items)
+fn items(list: &Value) -> Result<Vec<Value>, Error> {
+    Ok(list.try_iter()?.collect())
 }
 
 /// `items` as a tuple if `model` is one, else as a list.
 fn list_like(model: &Value, items: Vec<Value>) -> Value {
     if model.is_tuple() { Value::from(Tuple::from(items)) } else { Value::from(items) }
+}
+
+/// `value`, once its whole extent is paid for.
+fn paid(state: &State, value: Value) -> Result<Value, Error> {
+    pay_for(state, &value, 0, &mut 0)?;
+    Ok(value)
+}
+
+fn pay_for(state: &State, value: &Value, depth: usize, seen: &mut u64) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        return Err(invalid(format!("value nested deeper than {MAX_DEPTH}")));
+    }
+    let is_map = value.kind() == ValueKind::Map;
+    if !is_map && !is_list(value) {
+        return Ok(());
+    }
+    for item in value.try_iter()? {
+        *seen += 1;
+        state.consume_fuel(u64::from(*seen % ITEMS_PER_FUEL == 0))?;
+        let item = if is_map { value.get_item(&item)? } else { item };
+        pay_for(state, &item, depth + 1, seen)?;
+    }
+    Ok(())
 }
 
 fn is_float(value: &Value) -> bool {
@@ -225,7 +358,7 @@ mod tests {
     use super::*;
 
     fn show(source: &str) -> Result<String, Error> {
-        render(&environment(), source, Value::from_pairs([("x", 1)]), 10_000)
+        Sandbox::new(source)?.render(Value::from_pairs([("x", 1)]), 10_000)
     }
 
     #[test]
@@ -239,12 +372,30 @@ mod tests {
             ("(1,) + (2,)", "(1, 2)"),
             ("(range(2) | list) + [x]", "[0, 1, 1]"),
             ("1 - -2", "3"),
+            ("x * 3", "3"),
+            ("2 * 1.5", "3.0"),
+            ("'ab' * 2", "abab"),
+            ("-1 * 'ab'", ""),
+            ("2 * x * 'a'", "aa"),
+            ("{'a': [1], 'b': 'c', 'a': 2}", "{'a': 2, 'b': 'c'}"),
+            ("dict(a=1)", "{'a': 1}"),
         ] {
             assert_eq!(show(&format!("{{{{ {expression} }}}}")).unwrap(), sum, "{expression}");
         }
-        for expression in ["'a' + 1", "none + 'a'", "[1] + (2,)", "{} + {}", "x.y + 1", "nothing + 'a'"] {
+        for expression in [
+            "'a' + 1",
+            "none + 'a'",
+            "[1] + (2,)",
+            "{} + {}",
+            "x.y + 1",
+            "nothing + 'a'",
+            "'a' * 'b'",
+            "'a' * 1.5",
+            "none * 2",
+        ] {
             assert!(show(&format!("{{{{ {expression} }}}}")).is_err(), "{expression}");
         }
+        assert_eq!(show("{% set l = [x, (x,)] %}{{ l * 2 }}").unwrap(), "[1, (1,), 1, (1,)]");
         assert_eq!(
             show("{% block b %}{{ 'a' + 'b' }}{% endblock %}{% macro m(a) %}{{ a + 'z' }}{% endmacro %}{{ m('y') }}")
                 .unwrap(),

@@ -8,12 +8,12 @@ use crate::clock::Clock;
 use crate::error::{Result, TextError};
 use crate::python::{self, RawJson};
 use crate::reasoning::{THINK_CLOSE, THINK_OPEN, ends_in_open_think};
-use crate::sandbox;
+use crate::sandbox::Sandbox;
 use crate::source::{NamedTemplate, TokenRef, VocabSource};
 use crate::tokenizer::Tokenizer;
 use crate::tools::{ToolCall, ToolForm};
 use minijinja::value::Value;
-use minijinja::{Environment, Error, ErrorKind};
+use minijinja::{Error, ErrorKind};
 
 /// The layout of DeepSeek-LLM, MoE-16B, V2, V2-Lite and Coder-V2, for files of those models that ship no template
 /// (deepseek-ai/DeepSeek-V2, README).
@@ -149,8 +149,7 @@ pub struct ChatTemplate {
 
 #[derive(Debug)]
 struct Compiled {
-    env: Environment<'static>,
-    source: String,
+    sandbox: Sandbox,
     arguments: Arguments,
     tool_form: Option<ToolForm>,
     reasons: bool,
@@ -265,14 +264,13 @@ impl Compiled {
         if source.len() > MAX_SOURCE {
             return Err(TextError::TooLarge { what: "chat template in bytes", found: source.len(), limit: MAX_SOURCE });
         }
-        sandbox::check(source).map_err(|error| TextError::TemplateSyntax {
+        let sandbox = Sandbox::new(source).map_err(|error| TextError::TemplateSyntax {
             file: file.to_owned(),
             line: error.line().unwrap_or(0),
             reason: describe(&error),
         })?;
         Ok(Self {
-            env: sandbox::environment(),
-            source: source.clone(),
+            sandbox,
             arguments: Arguments::Object,
             tool_form: ToolForm::of_template(source),
             reasons: source.contains(THINK_OPEN) || source.contains(THINK_CLOSE),
@@ -318,7 +316,7 @@ impl Compiled {
         let tools = options.tools.iter().map(|tool| tool.to_string().len());
         let bytes: usize = messages.iter().map(size).chain(tools).sum();
         let fuel = FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + bytes as u64 / BYTES_PER_FUEL;
-        sandbox::render(&self.env, &self.source, Value::from_pairs(context), fuel)
+        self.sandbox.render(Value::from_pairs(context), fuel)
     }
 }
 
