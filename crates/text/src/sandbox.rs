@@ -329,7 +329,7 @@ fn pay_for(state: &State, value: &Value, depth: usize, seen: &mut u64) -> Result
     }
     for item in value.try_iter()? {
         *seen += 1;
-        state.consume_fuel(u64::from(*seen % ITEMS_PER_FUEL == 0))?;
+        state.consume_fuel(u64::from(seen.is_multiple_of(ITEMS_PER_FUEL)))?;
         let item = if is_map { value.get_item(&item)? } else { item };
         pay_for(state, &item, depth + 1, seen)?;
     }
