@@ -150,13 +150,16 @@ impl<'a> Flash<'a> {
         let (scores, values) = self.work.split_at_mut(TILE * SPLIT);
         let q = &self.q[first * dim..(first + T) * dim];
         let mut j = 0;
-        while j + 4 <= most {
+        while S::TILE >= 8 && j + 4 <= most {
             score::<S, E, T, 4>(s, q, dim, k, j, scores);
             j += 4;
         }
-        while j < most {
+        while j + 2 <= most {
+            score::<S, E, T, 2>(s, q, dim, k, j, scores);
+            j += 2;
+        }
+        if j < most {
             score::<S, E, T, 1>(s, q, dim, k, j, scores);
-            j += 1;
         }
         let (mut max, mut sum) = ([0.0; T], [0.0; T]);
         for i in 0..T {
@@ -184,13 +187,20 @@ impl<'a> Flash<'a> {
             sum[i] = s.sum(l);
         }
         let mut c = 0;
-        while c + 4 * LANES <= v_dim {
-            mix::<S, E, T, 4>(s, scores, v, most, c, 4 * LANES, v_dim, values);
+        while S::TILE >= 8 && c + 4 * LANES <= v_dim {
+            mix::<S, E, T, 4>(s, scores, v, most, c, v_dim, values);
             c += 4 * LANES;
         }
-        while c < v_dim {
-            mix::<S, E, T, 1>(s, scores, v, most, c, LANES.min(v_dim - c), v_dim, values);
-            c += LANES.min(v_dim - c);
+        while c + 2 * LANES <= v_dim {
+            mix::<S, E, T, 2>(s, scores, v, most, c, v_dim, values);
+            c += 2 * LANES;
+        }
+        while c + LANES <= v_dim {
+            mix::<S, E, T, 1>(s, scores, v, most, c, v_dim, values);
+            c += LANES;
+        }
+        if c < v_dim {
+            mix_tail::<S, E, T>(s, scores, v, most, c, v_dim - c, v_dim, values);
         }
         for i in 0..T {
             if limits[i] > 0 {
@@ -238,38 +248,90 @@ fn score<S: Simd, E: Num, const T: usize, const P: usize>(
     j: usize,
     scores: &mut [f32],
 ) {
+    let full = dim / LANES;
     let mut acc = [[s.zero(); P]; T];
-    let mut rows = [&[] as &[E]; P];
+    let mut keys = [&[] as &[E]; P];
+    let mut keys16 = [&[] as &[[E; LANES]]; P];
     for p in 0..P {
-        rows[p] = &k.data[k.at[j + p]..k.at[j + p] + dim];
+        keys[p] = &k.data[k.at[j + p]..k.at[j + p] + dim];
+        keys16[p] = &keys[p].as_chunks().0[..full];
     }
-    let mut c = 0;
-    while c < dim {
-        let n = LANES.min(dim - c);
-        let mut keys = [s.zero(); P];
+    let mut q16 = [&[] as &[[f32; LANES]]; T];
+    for t in 0..T {
+        q16[t] = &q[t * dim..(t + 1) * dim].as_chunks().0[..full];
+    }
+    for c in 0..full {
+        let mut key = [s.zero(); P];
         for p in 0..P {
-            keys[p] = load_at(s, rows[p], c, n);
+            key[p] = E::load(s, &keys16[p][c]);
         }
         for t in 0..T {
-            let x = load_at(s, q, t * dim + c, n);
+            let x = s.load(&q16[t][c]);
             for p in 0..P {
-                acc[t][p] = s.fma(x, keys[p], acc[t][p]);
+                acc[t][p] = s.fma(x, key[p], acc[t][p]);
             }
         }
-        c += n;
+    }
+    if full * LANES < dim {
+        for p in 0..P {
+            let key = load_at(s, keys[p], full * LANES, dim - full * LANES);
+            for t in 0..T {
+                acc[t][p] = s.fma(load_at(s, q, t * dim + full * LANES, dim - full * LANES), key, acc[t][p]);
+            }
+        }
     }
     for t in 0..T {
+        let out = &mut scores[t * SPLIT + j..t * SPLIT + j + P];
         match acc[t].as_array() {
-            Some(four) => scores[t * SPLIT + j..t * SPLIT + j + 4].copy_from_slice(&s.sum4(*four)),
-            None => (0..P).for_each(|p| scores[t * SPLIT + j + p] = s.sum(acc[t][p])),
+            Some(four) => out.copy_from_slice(&s.sum4(*four)),
+            None => (0..P).for_each(|p| out[p] = s.sum(acc[t][p])),
         }
     }
 }
 
-/// Weighted sums of columns `c..c + width` (at most `C` vectors) of the first `n` values, one position after the other.
+/// Weighted sums of `C` vectors of columns from `c` on of the first `n` values, one position after the other.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn mix<S: Simd, E: Num, const T: usize, const C: usize>(
+    s: S,
+    weights: &[f32],
+    v: Rows<'_, E>,
+    n: usize,
+    c: usize,
+    v_dim: usize,
+    out: &mut [f32],
+) {
+    let mut acc = [[s.zero(); C]; T];
+    let at = &v.at[..n];
+    let mut w = [&[] as &[f32]; T];
+    for t in 0..T {
+        w[t] = &weights[t * SPLIT..t * SPLIT + n];
+    }
+    for j in 0..n {
+        let row = &v.data[at[j] + c..][..C * LANES].as_chunks::<LANES>().0[..C];
+        let mut x = [s.zero(); C];
+        for i in 0..C {
+            x[i] = E::load(s, &row[i]);
+        }
+        for t in 0..T {
+            let w = s.splat(w[t][j]);
+            for i in 0..C {
+                acc[t][i] = s.fma(w, x[i], acc[t][i]);
+            }
+        }
+    }
+    for t in 0..T {
+        let out = out[t * v_dim + c..][..C * LANES].as_chunks_mut::<LANES>().0;
+        for i in 0..C {
+            s.store(acc[t][i], &mut out[i]);
+        }
+    }
+}
+
+/// [`mix`] for the last `width` columns, less than a vector.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn mix_tail<S: Simd, E: Num, const T: usize>(
     s: S,
     weights: &[f32],
     v: Rows<'_, E>,
@@ -279,26 +341,15 @@ fn mix<S: Simd, E: Num, const T: usize, const C: usize>(
     v_dim: usize,
     out: &mut [f32],
 ) {
-    let mut acc = [[s.zero(); C]; T];
+    let mut acc = [s.zero(); T];
     for j in 0..n {
-        let row = &v.data[v.at[j] + c..v.at[j] + c + width];
-        let mut x = [s.zero(); C];
-        for i in 0..C {
-            x[i] = load_at(s, row, i * LANES, width - i * LANES);
-        }
+        let x = load_at(s, v.data, v.at[j] + c, width);
         for t in 0..T {
-            let w = s.splat(weights[t * SPLIT + j]);
-            for i in 0..C {
-                acc[t][i] = s.fma(w, x[i], acc[t][i]);
-            }
+            acc[t] = s.fma(s.splat(weights[t * SPLIT + j]), x, acc[t]);
         }
     }
     for t in 0..T {
-        let out = &mut out[t * v_dim + c..t * v_dim + c + width];
-        for i in 0..C {
-            let n = LANES.min(width - i * LANES);
-            s.store_part(acc[t][i], &mut out[i * LANES..i * LANES + n]);
-        }
+        s.store_part(acc[t], &mut out[t * v_dim + c..t * v_dim + c + width]);
     }
 }
 

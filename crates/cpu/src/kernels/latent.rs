@@ -152,9 +152,13 @@ impl<E: Num, W: Num> Kernel for PlainBand<'_, E, W> {
 
 #[inline(always)]
 fn widen<S: Simd, E: Num>(s: S, x: &[E], out: &mut [f32]) {
-    for (c, out) in out.chunks_mut(LANES).enumerate() {
-        let v = load_at(s, x, c * LANES, out.len());
-        s.store_part(v, out);
+    let (x16, x_tail) = x.as_chunks::<LANES>();
+    let (o16, o_tail) = out.as_chunks_mut::<LANES>();
+    for (x, o) in x16.iter().zip(o16) {
+        s.store(E::load(s, x), o);
+    }
+    for (x, o) in x_tail.iter().zip(o_tail) {
+        *o = x.widen();
     }
 }
 
@@ -162,27 +166,28 @@ fn widen<S: Simd, E: Num>(s: S, x: &[E], out: &mut [f32]) {
 #[inline(always)]
 fn combine<S: Simd, W: Num>(s: S, x: &[f32], w: &[W], out: &mut [f32]) {
     let width = out.len();
-    let mut c = 0;
-    while c < width {
+    let (out4, rest) = out.as_chunks_mut::<{ 4 * LANES }>();
+    for (c, out) in out4.iter_mut().enumerate() {
         // Four vectors side by side, so that four sums are under way.
         let mut acc = [s.zero(); 4];
-        let left = width - c;
-        for (i, x) in x.iter().enumerate() {
-            let (x, row) = (s.splat(*x), &w[i * width + c..(i + 1) * width]);
-            if left >= 4 * LANES {
-                for (v, a) in acc.iter_mut().enumerate() {
-                    *a = s.fma(x, load_at(s, row, v * LANES, LANES), *a);
-                }
-            } else {
-                acc[0] = s.fma(x, load_at(s, row, 0, left.min(LANES)), acc[0]);
+        for (x, row) in x.iter().zip(w.chunks_exact(width)) {
+            let x = s.splat(*x);
+            let row = &row[c * 4 * LANES..][..4 * LANES].as_chunks::<LANES>().0[..4];
+            for v in 0..4 {
+                acc[v] = s.fma(x, W::load(s, &row[v]), acc[v]);
             }
         }
-        let vectors = if left >= 4 * LANES { 4 } else { 1 };
-        for a in acc.into_iter().take(vectors) {
-            let n = LANES.min(width - c);
-            s.store_part(a, &mut out[c..c + n]);
-            c += n;
+        for (a, o) in acc.into_iter().zip(out.as_chunks_mut::<LANES>().0) {
+            s.store(a, o);
         }
+    }
+    let first = width - rest.len();
+    for (c, out) in rest.chunks_mut(LANES).enumerate() {
+        let mut acc = s.zero();
+        for (x, row) in x.iter().zip(w.chunks_exact(width)) {
+            acc = s.fma(s.splat(*x), load_at(s, row, first + c * LANES, out.len()), acc);
+        }
+        s.store_part(acc, out);
     }
 }
 
@@ -191,60 +196,71 @@ fn combine<S: Simd, W: Num>(s: S, x: &[f32], w: &[W], out: &mut [f32]) {
 fn project<S: Simd, W: Num>(s: S, w: &[W], x: &[f32], rank: usize, out: &mut [f32], stride: usize) {
     let (features, n) = (w.len() / rank, x.len() / rank);
     let mut f = 0;
-    while f + 4 <= features {
-        let mut j = 0;
-        while S::TILE >= 8 && j + 4 <= n {
-            project_tile::<S, W, 4>(s, &w[f * rank..], &x[j * rank..], rank, &mut out[j * stride + f..], stride);
-            j += 4;
-        }
-        while j < n {
-            project_tile::<S, W, 1>(s, &w[f * rank..], &x[j * rank..], rank, &mut out[j * stride + f..], stride);
-            j += 1;
-        }
-        f += 4;
-    }
     while f < features {
-        for j in 0..n {
-            let mut acc = s.zero();
-            for c in (0..rank).step_by(LANES) {
-                let m = LANES.min(rank - c);
-                acc = s.fma(load_at(s, w, f * rank + c, m), load_at(s, x, j * rank + c, m), acc);
-            }
-            out[j * stride + f] = s.sum(acc);
+        let four = f + 4 <= features;
+        let w = &w[f * rank..];
+        let mut j = 0;
+        while j < n {
+            let (x, out) = (&x[j * rank..], &mut out[j * stride + f..]);
+            j += match (four, n - j) {
+                (true, 4..) if S::TILE >= 8 => project_tile::<S, W, 4, 4>(s, w, x, rank, out, stride),
+                (true, _) => project_tile::<S, W, 4, 1>(s, w, x, rank, out, stride),
+                (false, _) => project_tile::<S, W, 1, 1>(s, w, x, rank, out, stride),
+            };
         }
-        f += 1;
+        f += if four { 4 } else { 1 };
     }
 }
 
-/// Four features of `T` vectors.
+/// `R` features of `T` vectors; returns `T`.
 #[inline(always)]
-fn project_tile<S: Simd, W: Num, const T: usize>(
+fn project_tile<S: Simd, W: Num, const R: usize, const T: usize>(
     s: S,
     w: &[W],
     x: &[f32],
     rank: usize,
     out: &mut [f32],
     stride: usize,
-) {
-    let mut acc = [[s.zero(); 4]; T];
-    let mut c = 0;
-    while c < rank {
-        let n = LANES.min(rank - c);
+) -> usize {
+    let full = rank / LANES;
+    let mut acc = [[s.zero(); R]; T];
+    let mut w16 = [&[] as &[[W; LANES]]; R];
+    for r in 0..R {
+        w16[r] = &w[r * rank..(r + 1) * rank].as_chunks().0[..full];
+    }
+    let mut x16 = [&[] as &[[f32; LANES]]; T];
+    for j in 0..T {
+        x16[j] = &x[j * rank..(j + 1) * rank].as_chunks().0[..full];
+    }
+    for c in 0..full {
         let mut v = [s.zero(); T];
-        for (j, v) in v.iter_mut().enumerate() {
-            *v = load_at(s, x, j * rank + c, n);
+        for j in 0..T {
+            v[j] = s.load(&x16[j][c]);
         }
-        for f in 0..4 {
-            let w = load_at(s, w, f * rank + c, n);
+        for r in 0..R {
+            let w = W::load(s, &w16[r][c]);
             for j in 0..T {
-                acc[j][f] = s.fma(w, v[j], acc[j][f]);
+                acc[j][r] = s.fma(w, v[j], acc[j][r]);
             }
         }
-        c += n;
+    }
+    if full * LANES < rank {
+        let (c, n) = (full * LANES, rank - full * LANES);
+        for j in 0..T {
+            let v = load_at(s, x, j * rank + c, n);
+            for r in 0..R {
+                acc[j][r] = s.fma(load_at(s, w, r * rank + c, n), v, acc[j][r]);
+            }
+        }
     }
     for j in 0..T {
-        out[j * stride..j * stride + 4].copy_from_slice(&s.sum4(acc[j]));
+        let out = &mut out[j * stride..j * stride + R];
+        match acc[j].as_array() {
+            Some(four) => out.copy_from_slice(&s.sum4(*four)),
+            None => (0..R).for_each(|r| out[r] = s.sum(acc[j][r])),
+        }
     }
+    T
 }
 
 /// Whether a span of this form is [`PlainBand`]'s.
