@@ -42,7 +42,11 @@ fn numbers(n: usize) -> Vec<f32> {
 
 fn pool(threads: usize) {
     let pool = Pool::new(threads).expect("threads");
-    let t = median(2000, || pool.run(threads, |t| drop(black_box(t))));
+    let t = median(2000, || {
+        pool.run(threads, |t| {
+            black_box(t);
+        });
+    });
     println!("pool      {threads} threads                   {:8.2} us per region", t * 1e6);
 }
 

@@ -2,6 +2,7 @@
 //!
 //! How work is cut depends on shapes alone. Work too small to be worth waking a thread (see [`Cpu::grain`]) is one task.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fathom_core::backend::Outputs;
@@ -58,6 +59,10 @@ pub struct Cpu {
     pub(crate) brains: Mutex<Vec<[u16; 32]>>,
     pub(crate) order: Mutex<Order>,
     pub(crate) bands: Mutex<Bands>,
+    /// Bytes that packed weights may still take.
+    budget: AtomicUsize,
+    /// Bytes of weights that could have been packed but for lack of memory.
+    kept_plain: AtomicUsize,
 }
 
 pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -97,6 +102,8 @@ impl Cpu {
             brains: Mutex::default(),
             order: Mutex::default(),
             bands: Mutex::default(),
+            budget: AtomicUsize::new(pack::available_memory().map_or(usize::MAX, |n| n / 5 * 4)),
+            kept_plain: AtomicUsize::new(0),
             pool,
         }))
     }
@@ -109,6 +116,12 @@ impl Cpu {
     /// The thread pool.
     pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// Bytes of weights that stayed as they were because packed ones would take more than 80 % of the memory that was
+    /// available when the backend was made: products with them are slower and otherwise the same.
+    pub fn kept_plain_bytes(&self) -> usize {
+        self.kept_plain.load(Relaxed)
     }
 
     /// Rows per task when each costs about `cost` element operations: all of them if together they take less than waking a
@@ -125,6 +138,14 @@ impl Cpu {
             // A panel of few rows would be mostly padding.
             let alike = weights.iter().all(|w| w.format == first.format);
             self.repack && self.precision == Precision::Fast && first.rows >= pack::ROWS && alike
+        });
+        let layout = layout.filter(|l| {
+            let need = weights.len() * first.rows.div_ceil(pack::ROWS) * l.panel_bytes(first.cols);
+            let took = self.budget.fetch_update(Relaxed, Relaxed, |free| free.checked_sub(need)).is_ok();
+            if !took {
+                self.kept_plain.fetch_add(weights.iter().map(Weight::total_bytes).sum(), Relaxed);
+            }
+            took
         });
         match layout {
             Some(layout) => Ok(Packed::all(&self.pool, layout, weights)?.into_iter().map(Matrix::Packed).collect()),

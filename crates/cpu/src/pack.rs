@@ -106,6 +106,13 @@ pub(crate) fn memory(bytes: usize) -> Result<MmapMut> {
     Ok(map)
 }
 
+/// Memory that can be taken without swapping, if the system says.
+pub(crate) fn available_memory() -> Option<usize> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    Some(line.split_whitespace().next()?.parse::<usize>().ok()? * 1024)
+}
+
 /// Packed panels of one matrix.
 #[derive(Clone)]
 pub(crate) struct Packed {

@@ -250,12 +250,12 @@ impl Cpu {
     }
 }
 
-/// Outputs per task: a multiple of 16, so large that a task reads some 64 KB of weights; everything if the whole is small.
+/// Outputs per task: a multiple of 16, for some fifty tasks of 16 to 256 KB of weights; everything if the whole is small.
 fn block(parts: &[Part<'_>], cols: usize, rows: usize, bands: usize) -> usize {
-    const TASK_BYTES: usize = 1 << 16;
     let bytes = parts.iter().map(|p| p.each[0].row_bytes()).max().unwrap_or(0).max(1);
     let outputs: usize = parts.iter().map(|p| p.rows).sum();
     let widest = parts.iter().map(|p| p.rows).max().unwrap_or(1).max(1);
     let whole = outputs * bands * bytes + rows * outputs * cols / 16;
-    if whole < TASK_BYTES { widest } else { (TASK_BYTES / bytes / 16 * 16).clamp(16, 512) }
+    let task = (outputs * bands * bytes / 48).clamp(16 << 10, 256 << 10);
+    if whole < 64 << 10 { widest } else { (task / bytes / 16 * 16).clamp(16, 512) }
 }

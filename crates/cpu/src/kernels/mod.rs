@@ -1,4 +1,8 @@
 //! Kernels: what a task of a region does, each written once over [`crate::simd::Simd`].
+//!
+//! Register tiles are small arrays that loops of constant length walk by index: several arrays in step, which iterators would only
+//! obscure.
+#![allow(clippy::needless_range_loop)]
 
 pub(crate) mod attend;
 pub(crate) mod dot;

@@ -124,9 +124,12 @@ impl PackedBlock<'_, '_> {
         for (i, r) in rows.iter_mut().enumerate() {
             *r = &self.acts[(t + i) * stride..(t + i) * stride + self.cols / BLOCK];
         }
-        for (p, panel) in self.panels.chunks_exact(self.layout.panel_bytes(self.cols)).enumerate() {
+        let bytes = self.layout.panel_bytes(self.cols);
+        for (p, panel) in self.panels.chunks_exact(bytes).enumerate() {
             let first = self.at + p * ROWS;
-            let sums = panel_times::<S, C, D, T>(s, Panel::cut(self.layout, self.cols, panel), rows);
+            let panel = Panel::cut(self.layout, self.cols, panel);
+            let ahead = &self.panels[p * bytes + panel.scales.len()..];
+            let sums = panel_times::<S, C, D, T>(s, panel, ahead, rows);
             let n = ROWS.min(self.rect.width - first);
             for (i, sum) in sums.into_iter().enumerate() {
                 let sum = match self.bias {
@@ -147,9 +150,14 @@ impl PackedBlock<'_, '_> {
 /// How far ahead of the codes in use memory is asked for.
 const AHEAD: usize = 4096;
 
-/// One panel times `T` rows of activations.
+/// One panel times `T` rows of activations. `ahead` is memory from the panel's codes on, into the panels behind it.
 #[inline(always)]
-fn panel_times<S: Simd, C: Codes, D: Scaling, const T: usize>(s: S, panel: Panel<'_>, x: [&[Act]; T]) -> [S::F; T] {
+fn panel_times<S: Simd, C: Codes, D: Scaling, const T: usize>(
+    s: S,
+    panel: Panel<'_>,
+    ahead: &[u8],
+    x: [&[Act]; T],
+) -> [S::F; T] {
     let mut acc = [s.zero(); T];
     let mut block = 0;
     for scales in panel.scales.chunks_exact(D::BYTES) {
@@ -157,9 +165,11 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const T: usize>(s: S, panel: Panel
         for j in 0..D::BLOCKS {
             let at = block * C::BYTES;
             let Some(bytes) = panel.codes.get(at..at + C::BYTES) else { break };
-            if T <= 2 {
+            if T <= 2
+                && let Some(lines) = ahead.get(at + AHEAD..at + AHEAD + C::BYTES)
+            {
                 for line in 0..C::BYTES / 64 {
-                    s.prefetch(panel.codes, at + AHEAD + line * 64);
+                    s.prefetch(lines, line * 64);
                 }
             }
             let codes = C::unpack(s, bytes);
@@ -176,10 +186,10 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const T: usize>(s: S, panel: Panel
                 low[i] = s.splat_i(if split { start(i, 0) } else { start(i, 0) + start(i, 1) });
                 high[i] = s.splat_i(if split { start(i, 1) } else { 0 });
             }
-            for g in 0..8 {
+            for (g, codes) in codes.into_iter().enumerate() {
                 for i in 0..T {
                     let sum = if split && g >= 4 { &mut high[i] } else { &mut low[i] };
-                    *sum = C::dot(s, *sum, codes[g], x[i][block].q[g]);
+                    *sum = C::dot(s, *sum, codes, x[i][block].q[g]);
                 }
             }
             for i in 0..T {

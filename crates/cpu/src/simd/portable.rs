@@ -8,12 +8,12 @@ use super::Simd;
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
 
-#[inline(always)]
+#[inline]
 fn lanes<T, const N: usize>(f: impl FnMut(usize) -> T) -> [T; N] {
     std::array::from_fn(f)
 }
 
-#[inline(always)]
+#[inline]
 fn fold<T: Copy>(v: [T; 16], f: impl Fn(T, T) -> T) -> T {
     let mut v = v;
     for half in [8, 4, 2, 1] {
@@ -24,7 +24,7 @@ fn fold<T: Copy>(v: [T; 16], f: impl Fn(T, T) -> T) -> T {
     v[0]
 }
 
-#[inline(always)]
+#[inline]
 fn units(a: [u8; 64], f: impl Fn(u16) -> u16) -> [u8; 64] {
     let mut out = [0; 64];
     for (o, a) in out.chunks_exact_mut(2).zip(a.chunks_exact(2)) {
@@ -40,68 +40,68 @@ impl Simd for Portable {
 
     const TILE: usize = 2;
 
-    #[inline(always)]
+    #[inline]
     fn splat(self, x: f32) -> [f32; 16] {
         [x; 16]
     }
-    #[inline(always)]
+    #[inline]
     fn load(self, x: &[f32; 16]) -> [f32; 16] {
         *x
     }
-    #[inline(always)]
+    #[inline]
     fn store(self, v: [f32; 16], out: &mut [f32; 16]) {
         *out = v;
     }
-    #[inline(always)]
+    #[inline]
     fn add(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         lanes(|i| a[i] + b[i])
     }
-    #[inline(always)]
+    #[inline]
     fn sub(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         lanes(|i| a[i] - b[i])
     }
-    #[inline(always)]
+    #[inline]
     fn mul(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         lanes(|i| a[i] * b[i])
     }
-    #[inline(always)]
+    #[inline]
     fn div(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         lanes(|i| a[i] / b[i])
     }
-    #[inline(always)]
+    #[inline]
     fn max(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         lanes(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
-    #[inline(always)]
+    #[inline]
     fn min(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         lanes(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
-    #[inline(always)]
+    #[inline]
     fn fma(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
         lanes(|i| a[i] * b[i] + c[i])
     }
-    #[inline(always)]
+    #[inline]
     fn sum(self, v: [f32; 16]) -> f32 {
         fold(v, |a, b| a + b)
     }
-    #[inline(always)]
+    #[inline]
     fn peak(self, v: [f32; 16]) -> f32 {
         fold(v, |a, b| if a > b { a } else { b })
     }
 
-    #[inline(always)]
+    #[inline]
     fn load_f32_bytes(self, x: &[u8; 64]) -> [f32; 16] {
         lanes(|i| f32::from_le_bytes([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]))
     }
-    #[inline(always)]
+    #[inline]
     fn load_f16_bytes(self, x: &[u8; 32]) -> [f32; 16] {
         lanes(|i| f16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32())
     }
-    #[inline(always)]
+    #[inline]
     fn load_bf16_bytes(self, x: &[u8; 32]) -> [f32; 16] {
         lanes(|i| f32::from_bits(u32::from(u16::from_le_bytes([x[2 * i], x[2 * i + 1]])) << 16))
     }
-    #[inline(always)]
+    #[inline]
     fn load_e4m3(self, x: &[u8; 16]) -> [f32; 16] {
         lanes(|i| {
             // Binary16 with the same fields is 2^8 times smaller.
@@ -109,98 +109,98 @@ impl Simd for Portable {
             if x[i] & 0x7f == 0x7f { f32::NAN } else { f16::from_bits(bits).to_f32() * 256.0 }
         })
     }
-    #[inline(always)]
+    #[inline]
     fn load_f16(self, x: &[f16; 16]) -> [f32; 16] {
         lanes(|i| x[i].to_f32())
     }
-    #[inline(always)]
+    #[inline]
     fn store_f16(self, v: [f32; 16], out: &mut [f16; 16]) {
         *out = lanes(|i| f16::from_f32(v[i]));
     }
-    #[inline(always)]
+    #[inline]
     fn store_bf16(self, v: [f32; 16], out: &mut [u16; 16]) {
         *out = lanes(|i| bf16::from_f32(v[i]).to_bits());
     }
-    #[inline(always)]
+    #[inline]
     fn load_u8(self, x: &[u8; 16]) -> [f32; 16] {
         lanes(|i| f32::from(x[i]))
     }
-    #[inline(always)]
+    #[inline]
     fn load_i8(self, x: &[u8; 16]) -> [f32; 16] {
         lanes(|i| f32::from(x[i] as i8))
     }
 
-    #[inline(always)]
+    #[inline]
     fn round(self, v: [f32; 16]) -> [i32; 16] {
         lanes(|i| v[i].round_ties_even() as i32)
     }
-    #[inline(always)]
+    #[inline]
     fn to_f(self, v: [i32; 16]) -> [f32; 16] {
         lanes(|i| v[i] as f32)
     }
-    #[inline(always)]
+    #[inline]
     fn pow2(self, n: [i32; 16]) -> [f32; 16] {
         lanes(|i| f32::from_bits(((n[i] + 127) << 23) as u32))
     }
-    #[inline(always)]
+    #[inline]
     fn splat_i(self, x: i32) -> [i32; 16] {
         [x; 16]
     }
-    #[inline(always)]
+    #[inline]
     fn add_i(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
         lanes(|i| a[i] + b[i])
     }
-    #[inline(always)]
+    #[inline]
     fn store_i8(self, v: [i32; 16], out: &mut [i8; 16]) {
         *out = lanes(|i| v[i] as i8);
     }
-    #[inline(always)]
+    #[inline]
     fn sum_i(self, v: [i32; 16]) -> i32 {
         fold(v, |a, b| a + b)
     }
 
-    #[inline(always)]
+    #[inline]
     fn load_pairs(self, x: &[u16; 32]) -> [u8; 64] {
         lanes(|i| x[i / 2].to_le_bytes()[i % 2])
     }
-    #[inline(always)]
+    #[inline]
     fn load_b(self, x: &[u8; 64]) -> [u8; 64] {
         *x
     }
-    #[inline(always)]
+    #[inline]
     fn splat_b(self, x: u8) -> [u8; 64] {
         [x; 64]
     }
-    #[inline(always)]
+    #[inline]
     fn and(self, a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
         lanes(|i| a[i] & b[i])
     }
-    #[inline(always)]
+    #[inline]
     fn or(self, a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
         lanes(|i| a[i] | b[i])
     }
-    #[inline(always)]
+    #[inline]
     fn shl<const N: u32>(self, a: [u8; 64]) -> [u8; 64] {
         units(a, |u| u << N)
     }
-    #[inline(always)]
+    #[inline]
     fn shr<const N: u32>(self, a: [u8; 64]) -> [u8; 64] {
         units(a, |u| u >> N)
     }
-    #[inline(always)]
+    #[inline(never)] // many copies of a slow loop only cost compile time
     fn dot4(self, acc: [i32; 16], w: [u8; 64], x: [i8; 4]) -> [i32; 16] {
         lanes(|l| acc[l] + (0..4).map(|j| i32::from(w[4 * l + j]) * i32::from(x[j])).sum::<i32>())
     }
-    #[inline(always)]
+    #[inline]
     fn dot4_small(self, acc: [i32; 16], w: [u8; 64], x: [i8; 4]) -> [i32; 16] {
         self.dot4(acc, w, x)
     }
-    #[inline(always)]
+    #[inline]
     fn dot2_bf16(self, acc: [f32; 16], a: [u8; 64], b: [u8; 64]) -> [f32; 16] {
         let at = |v: &[u8; 64], i: usize| f32::from_bits(u32::from(u16::from_le_bytes([v[2 * i], v[2 * i + 1]])) << 16);
         lanes(|l| (acc[l] + at(&a, 2 * l + 1) * at(&b, 2 * l + 1)) + at(&a, 2 * l) * at(&b, 2 * l))
     }
 
-    #[inline(always)]
+    #[inline]
     fn prefetch(self, _data: &[u8], _at: usize) {}
 }

@@ -133,10 +133,10 @@ impl Kernel for Bf {
         }
         s.store(s.dot2_bf16(s.splat(0.5), s.load_b(&bytes[0]), s.load_b(&bytes[1])), &mut out);
         let value = |v: u16| f64::from(f32::from_bits(u32::from(v) << 16));
-        for l in 0..16 {
+        for (l, &found) in out.iter().enumerate() {
             let term = |j: usize| value(a.as_flattened()[2 * l + j]) * value(b.as_flattened()[2 * l + j]);
             let (exact, size) = (0.5 + term(0) + term(1), 0.5 + term(0).abs() + term(1).abs());
-            assert!((f64::from(out[l]) - exact).abs() <= size * 3e-7, "{} {exact}", out[l]);
+            assert!((f64::from(found) - exact).abs() <= size * 3e-7, "{found} {exact}");
         }
     }
 }

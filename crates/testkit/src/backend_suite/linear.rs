@@ -51,7 +51,7 @@ pub(super) fn cases(s: &mut Suite) {
     let bound = s.tolerance.linear;
     for f in FormatId::all() {
         for (i, cols) in widths(f).into_iter().enumerate() {
-            for (rows, tokens) in [(1, 1), (3, 2), (17, 5), (64, 1), (65, 33), (128, 8)] {
+            for (rows, tokens) in [(1, 9), (3, 2), (17, 5), (64, 1), (65, 33), (128, 8)] {
                 // The full product of shapes only where it is cheap.
                 if i >= 3 && rows * tokens > 1000 {
                     continue;
