@@ -29,7 +29,9 @@ pub(crate) fn locate(name: Option<&str>) -> Result<PathBuf> {
 
 /// Whether a name can only mean a path, so that the hub need not be asked.
 fn is_path(name: &str) -> bool {
-    name.starts_with(['/', '.', '~']) || name.ends_with('/') || name.ends_with(".gguf") || name.ends_with(".json")
+    // `ORG/REPO:FILE.gguf` is a name, and `fathom list` shows it.
+    let file = !name.contains(':') && (name.ends_with(".gguf") || name.ends_with(".json"));
+    name.starts_with(['/', '.', '~']) || name.ends_with('/') || file
 }
 
 /// No model was named, and none is built in: how to get one.

@@ -61,7 +61,10 @@ fn a_cached_model_is_listed_found_and_deleted() {
     let list = fathom_in(home.path(), &["list", "--json"], b"").json();
     assert_eq!(list[0]["repo"], "a/b", "{list}");
     // It is found by its name, and what is wrong with it is said.
-    fathom_in(home.path(), &["show", "a/b"], b"").fails(1, &["m.gguf"]);
+    assert_eq!(list[0]["models"], serde_json::json!(["a/b:m.gguf"]));
+    for name in ["a/b", "a/b:m.gguf"] {
+        fathom_in(home.path(), &["show", name], b"").fails(1, &["snapshots", "m.gguf"]);
+    }
     assert!(fathom_in(home.path(), &["rm", "a/b"], b"").ok().contains("freed"));
     assert_eq!(fathom_in(home.path(), &["list", "--json"], b"").json(), serde_json::json!([]));
 }
