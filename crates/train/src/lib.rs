@@ -8,7 +8,9 @@
 pub mod optim;
 pub mod params;
 pub mod tape;
+pub mod trainer;
 
 pub use optim::{AdamW, Muon, Optimiser};
 pub use params::{Param, Params};
 pub use tape::Tape;
+pub use trainer::{Example, Report, Trainer};

@@ -1,4 +1,4 @@
-//! IQ4_NL: 32 numbers in 18 bytes, 4.5 bits per weight: x = d · LEVELS[q].
+//! IQ4_NL: 32 numbers in 18 bytes, 4.5 bits per weight: x = d · `LEVELS[q]`.
 //!
 //! Block: f16 d, then 16 bytes as in Q4_0. The 16 levels lie closer together near zero, where most weights are.
 //! Source: ggml `dequantize_row_iq4_nl`, `kvalues_iq4nl`.

@@ -1,4 +1,4 @@
-//! IQ4_XS: 256 numbers in 136 bytes, 4.25 bits per weight: x = d · (s − 32) · LEVELS[q].
+//! IQ4_XS: 256 numbers in 136 bytes, 4.25 bits per weight: x = d · (s − 32) · `LEVELS[q]`.
 //!
 //! Block: f16 d, 16 bits with the high two bits of eight six-bit scales s (one per 32 numbers), 4 bytes with
 //! the low four, two to a byte, then 16 bytes per sub-block as in IQ4_NL, with its levels.

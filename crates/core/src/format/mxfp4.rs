@@ -1,4 +1,4 @@
-//! MXFP4: 32 numbers in 17 bytes, 4.25 bits per weight: x = 2^(e − 128) · DOUBLED[q].
+//! MXFP4: 32 numbers in 17 bytes, 4.25 bits per weight: x = 2^(e − 128) · `DOUBLED[q]`.
 //!
 //! Block: exponent byte e, then 16 bytes as in Q4_0. A q is a sign and three bits of an E2M1 float; the table holds
 //! its value twice over, hence 128 where the scale's own bias is 127.

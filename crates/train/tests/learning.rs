@@ -1,0 +1,114 @@
+//! Learning as a whole: a batch can be learned by heart, the same step gives the same bits with any number of threads, and what is
+//! served is what was trained.
+
+use std::sync::Arc;
+
+use fathom_core::rng::Rng;
+use fathom_core::{Backend, DType, LatentForm, Precision, RopeLayout, RouteSpec, Score, Tensor};
+use fathom_cpu::{Cpu, CpuOptions};
+use fathom_model::spec::{Ffn, LayerSpec, Mixer, RopeScaling, RopeSpec};
+use fathom_model::{BLOCK, Batch, Logits, ModelSpec, NoProbe};
+use fathom_train::{Example, Optimiser, Params, Trainer};
+
+const VOCAB: usize = 40;
+
+/// A tiny model of V3's architecture: latent attention, shared and routed experts, prediction block.
+fn spec() -> ModelSpec {
+    let mixer = Mixer::Mla { heads: 2, q_rank: Some(16), kv_rank: 16, nope: 8, rope: 8, v_dim: 8, scale: 0.25 };
+    let route = RouteSpec {
+        experts: 4,
+        top_k: 2,
+        score: Score::Sigmoid,
+        groups: 1,
+        groups_kept: 1,
+        group_top: 2,
+        normalise: true,
+        scale: 1.0,
+    };
+    let dense = LayerSpec { mixer: mixer.clone(), ffn: Ffn::Dense { hidden: 48 } };
+    let ffn = Ffn::Moe { route, bias_corrected: true, hidden: 24, shared_hidden: 24 };
+    let moe = LayerSpec { mixer, ffn };
+    ModelSpec {
+        family: "DeepSeek-V3",
+        vocab: VOCAB,
+        dim: 32,
+        eps: 1e-6,
+        context: 128,
+        rope: RopeSpec { dim: 8, theta: 1e4, layout: RopeLayout::Interleaved, scaling: RopeScaling::None },
+        layers: vec![dense, moe.clone()],
+        tied: true,
+        mtp: Some(moe),
+    }
+}
+
+fn cpu(threads: usize) -> Arc<Cpu> {
+    let options = CpuOptions { threads: Some(threads), isa: None, precision: Precision::Exact, repack: false };
+    Cpu::new(options).unwrap()
+}
+
+fn examples(seed: u64) -> Vec<Example> {
+    let mut rng = Rng::new(seed, 0);
+    let one = |n: usize, rng: &mut Rng| (0..n).map(|_| rng.below(VOCAB as u32)).collect();
+    [(9, 3), (14, 5), (6, 1)].map(|(n, from)| Example { tokens: one(n, &mut rng), from }).to_vec()
+}
+
+fn trained(threads: usize, steps: usize, muon: bool) -> (Trainer, Vec<f64>) {
+    let params = Params::init(&spec(), 1);
+    let optimiser = Optimiser::new(&params, muon);
+    let mut trainer = Trainer::new(params, optimiser, cpu(threads));
+    let batch = examples(5);
+    let losses = (0..steps).map(|_| trainer.step(&batch, 1e-2).unwrap().loss).collect();
+    (trainer, losses)
+}
+
+#[test]
+fn a_batch_is_learned_by_heart() {
+    for muon in [false, true] {
+        let (_, losses) = trained(2, 80, muon);
+        assert!(losses[0] > 3.0, "a new model knows nothing: {}", losses[0]);
+        assert!(losses[79] < 0.05, "muon {muon}: after 80 steps the loss is {}", losses[79]);
+    }
+}
+
+#[test]
+fn one_thread_and_two_give_the_same_bits() {
+    let ((one, a), (two, b)) = (trained(1, 6, true), trained(2, 6, true));
+    assert_eq!(a, b);
+    for (x, y) in one.params.all.iter().zip(&two.params.all) {
+        assert!(x.values() == y.values(), "{}", x.name);
+    }
+}
+
+#[test]
+fn experts_with_too_little_load_become_likelier() {
+    let (trainer, _) = trained(2, 3, false);
+    let bias = trainer.params.all.iter().find(|p| p.name.contains("exp_probs_b")).unwrap();
+    assert!(bias.values().iter().any(|b| *b > 0.0) && bias.values().iter().any(|b| *b < 0.0), "{:?}", bias.values());
+}
+
+/// The decoder that learns has no cache and expands keys and values; the one that serves has a cache of latents. Their logits
+/// agree.
+#[test]
+fn served_is_trained() {
+    let (trainer, _) = trained(2, 10, true);
+    let decoder = trainer.decoder(cpu(2)).unwrap();
+    let tokens = &examples(5)[1].tokens;
+    let read = |t: &Tensor| {
+        let mut v = vec![0.0; t.shape.numel()];
+        decoder.backend.read(t, &mut v).unwrap();
+        v
+    };
+    let mut batch = Batch::new(BLOCK);
+    batch.push(tokens, 0, &[0], LatentForm::Plain, Logits::All);
+    let fresh = decoder.trunk_fresh(decoder.embed(tokens).unwrap(), &batch, &mut NoProbe).unwrap();
+    let fresh = read(&decoder.head(&fresh).unwrap());
+    for form in [LatentForm::Plain, LatentForm::Absorbed] {
+        let mut kv = decoder.kv_pool(1, DType::F32).unwrap();
+        let mut batch = Batch::new(BLOCK);
+        batch.push(tokens, 0, &[0], form, Logits::All);
+        let h = decoder.trunk(decoder.embed(tokens).unwrap(), &batch, &mut kv, &mut NoProbe).unwrap();
+        let served = read(&decoder.head(&h).unwrap());
+        let worst = served.iter().zip(&fresh).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst < 2e-5, "{form:?}: {worst}");
+    }
+}
