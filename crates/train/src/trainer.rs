@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use fathom_core::{Backend as _, Grad, LatentForm, Proj, Resident, Routing, Shape, Tensor};
+use fathom_core::{Grad, LatentForm, Proj, Resident, Routing, Shape, Tensor};
 use fathom_model::names::{Slot, TensorId};
 use fathom_model::{BLOCK, Batch, Decoder, Logits, Probe, Result};
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use fathom_core::rng::Rng;
-use fathom_core::{Backend, DType, LatentForm, Precision, RopeLayout, RouteSpec, Score, Tensor};
+use fathom_core::{DType, LatentForm, Precision, RopeLayout, RouteSpec, Score, Tensor};
 use fathom_cpu::{Cpu, CpuOptions};
 use fathom_model::spec::{Ffn, LayerSpec, Mixer, RopeScaling, RopeSpec};
 use fathom_model::{BLOCK, Batch, Logits, ModelSpec, NoProbe};
