@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, Weak};
 
 use half::f16;
+use half::vec::HalfBitsVecExt;
 
 use crate::{Buffer, DType, Error, Result, Shape, Storage, Tensor};
 
@@ -103,7 +104,8 @@ impl HostArena {
             let data = match dtype {
                 DType::F32 => HostData::F32(vec![0.0; capacity]),
                 DType::U32 => HostData::U32(vec![0; capacity]),
-                DType::F16 => HostData::F16(vec![f16::ZERO; capacity]),
+                // Zeroed integers come from the system untouched, so that an unused part of a cache takes no memory.
+                DType::F16 => HostData::F16(vec![0u16; capacity].reinterpret_into()),
             };
             Arc::new(HostStorage { device: self.device, data, class, home: Arc::downgrade(self) })
         });

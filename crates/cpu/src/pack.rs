@@ -239,12 +239,13 @@ pub(crate) fn pack_panel(layout: Layout, w: &Weight, first: usize, out: &mut [u8
         *s = w.row(first + l);
     }
     let mut words = [[0u32; ROWS]; 8];
+    let levels = levels(w.format);
     for (b, codes) in codes.chunks_exact_mut(layout.code_bytes()).enumerate() {
         for l in 0..rows {
             let block = &stored[l][b / per_stored * f.block_bytes()..][..f.block_bytes()];
             let j = b % per_stored;
             let mut q = [0u8; BLOCK];
-            levels(w.format, block, j, &mut q);
+            levels(block, j, &mut q);
             for (g, x) in q.as_chunks::<4>().0.iter().enumerate() {
                 words[g][l] = u32::from_le_bytes(*x);
             }
@@ -256,75 +257,79 @@ pub(crate) fn pack_panel(layout: Layout, w: &Weight, first: usize, out: &mut [u8
 
 /// Merges eight vectors of levels into codes.
 fn merge(bits: usize, words: &[[u32; ROWS]; 8], codes: &mut [u8]) {
-    let put = |out: &mut [u8], f: &dyn Fn(usize) -> u32| {
-        for (l, o) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+    #[inline(always)]
+    fn put(out: &mut [u8], f: impl Fn(usize) -> u32) {
+        for (o, l) in out.as_chunks_mut::<4>().0.iter_mut().zip(0..ROWS) {
             *o = f(l).to_le_bytes();
         }
-    };
+    }
     if bits == 8 {
         for (g, out) in codes.chunks_exact_mut(64).enumerate() {
-            put(out, &|l| words[g][l]);
+            put(out, |l| words[g][l]);
         }
         return;
     }
     const LOW: u32 = 0x0f0f_0f0f;
     let (low, high) = codes.split_at_mut(256);
     for (g, out) in low.chunks_exact_mut(64).enumerate() {
-        put(out, &|l| words[g][l] & LOW | (words[g + 4][l] & LOW) << 4);
+        put(out, |l| words[g][l] & LOW | (words[g + 4][l] & LOW) << 4);
     }
     match bits {
-        5 => put(high, &|l| (0..8).fold(0, |a, g| a | (words[g][l] >> 4 & 0x0101_0101) << g)),
+        5 => put(high, |l| (0..8).fold(0, |a, g| a | (words[g][l] >> 4 & 0x0101_0101) << g)),
         6 => {
             for (h, out) in high.chunks_exact_mut(64).enumerate() {
-                put(out, &|l| (0..4).fold(0, |a, g| a | (words[4 * h + g][l] >> 4 & 0x0303_0303) << (2 * g)));
+                put(out, |l| (0..4).fold(0, |a, g| a | (words[4 * h + g][l] >> 4 & 0x0303_0303) << (2 * g)));
             }
         }
         _ => {}
     }
 }
 
-/// Unsigned levels of the 32 numbers `32j..32j + 32` of a stored block.
-fn levels(format: FormatId, block: &[u8], j: usize, q: &mut [u8; BLOCK]) {
-    let nibbles = |q: &mut [u8; BLOCK], x: &[u8]| {
+/// Writes the unsigned levels of the 32 numbers `32j..32j + 32` of a stored block.
+type Levels = fn(block: &[u8], j: usize, q: &mut [u8; BLOCK]);
+
+/// The reader of a format's levels, looked up once per panel.
+fn levels(format: FormatId) -> Levels {
+    fn nibbles(q: &mut [u8; BLOCK], x: &[u8]) {
         for i in 0..16 {
             (q[i], q[i + 16]) = (x[i] & 15, x[i] >> 4);
         }
-    };
-    let fifth = |q: &mut [u8; BLOCK], h: &[u8]| {
+    }
+    fn fifth(q: &mut [u8; BLOCK], h: &[u8]) {
         let h = u32::from_le_bytes([h[0], h[1], h[2], h[3]]);
         for (i, q) in q.iter_mut().enumerate() {
             *q |= ((h >> i & 1) << 4) as u8;
         }
-    };
+    }
     match format {
-        format::Q8_0 => q.iter_mut().zip(&block[2..34]).for_each(|(q, x)| *q = x ^ 0x80),
-        format::Q4_0 => nibbles(q, &block[2..18]),
-        format::Q4_1 => nibbles(q, &block[4..20]),
-        format::Q5_0 => {
+        format::Q8_0 => |block, _, q| q.iter_mut().zip(&block[2..34]).for_each(|(q, x)| *q = x ^ 0x80),
+        format::Q4_0 => |block, _, q| nibbles(q, &block[2..18]),
+        format::Q4_1 => |block, _, q| nibbles(q, &block[4..20]),
+        format::Q5_0 => |block, _, q| {
             nibbles(q, &block[6..22]);
             fifth(q, &block[2..6]);
-        }
-        format::Q5_1 => {
+        },
+        format::Q5_1 => |block, _, q| {
             nibbles(q, &block[8..24]);
             fifth(q, &block[4..8]);
-        }
-        format::Q4_K => {
+        },
+        format::Q4_K => |block, j, q| {
             let x = &block[16 + j / 2 * 32..][..32];
             q.iter_mut().zip(x).for_each(|(q, x)| *q = x >> (j % 2 * 4) & 15);
-        }
-        format::Q5_K => {
+        },
+        format::Q5_K => |block, j, q| {
             let (x, h) = (&block[48 + j / 2 * 32..][..32], &block[16..48]);
             for i in 0..BLOCK {
                 q[i] = x[i] >> (j % 2 * 4) & 15 | (h[i] >> j & 1) << 4;
             }
-        }
-        format::Q6_K => {
+        },
+        format::Q6_K => |block, j, q| {
             let (half, run) = (j / 4, j % 4);
             let (x, h) = (&block[half * 64 + run % 2 * 32..][..32], &block[128 + half * 32..][..32]);
             for i in 0..BLOCK {
                 q[i] = x[i] >> (run / 2 * 4) & 15 | (h[i] >> (2 * run) & 3) << 4;
             }
-        }
+        },
         _ => unreachable!("invariant: Layout::of names the formats that have levels"),
     }
 }
