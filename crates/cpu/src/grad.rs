@@ -15,7 +15,6 @@ use crate::kernels::gemm::{AttendGrad, CrossEntropy, Gemm, Strided, SwiGluGrad, 
 use crate::kernels::rows::Rope;
 use crate::matrix::{Held, Matrix};
 use crate::pool::Grid;
-use crate::product::Order;
 use crate::{Cpu, DEVICE};
 
 impl Cpu {
@@ -118,12 +117,9 @@ impl Grad for Cpu {
             self.gemm(a, Strided::rows(weight, cols), rows, out, cols, false);
         }
         // A row's slots are added in the order of the slots, whatever the experts.
-        let Order { slots, .. } = &*order;
-        let mut place = vec![0; slots.len()];
-        slots.iter().enumerate().for_each(|(i, &s)| place[s] = i);
         let mut dx = self.filled(Shape::matrix(x_rows, cols))?;
         let dxs = self.arena.f32s_mut(op, &mut dx)?;
-        for (s, &i) in place.iter().enumerate() {
+        for (s, &i) in order.places.iter().enumerate() {
             let to = &mut dxs[s / sharing * cols..(s / sharing + 1) * cols];
             to.iter_mut().zip(&by_slot[i * cols..]).for_each(|(x, v)| *x += v);
         }

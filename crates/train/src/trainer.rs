@@ -139,11 +139,12 @@ impl Trainer {
         let decoder = self.params.decoder(tape.clone())?;
         let h = decoder.trunk_fresh(decoder.embed(&batch.tokens)?, batch, load)?;
         let head = decoder.head.as_ref().unwrap_or(&decoder.embed);
-        let (loss, dh) = self.head(&tape, &h, head, &Targets::new(examples, 1), 1.0, grads)?;
+        let targets = Targets::new(examples, 1);
+        let (loss, dh) = self.head(&tape, &h, head, &targets, 1.0, grads)?;
         let mut seeds = vec![(h.clone(), dh)];
         let mut draft_loss = None;
         if let Some(mtp) = &decoder.mtp {
-            let next = Batch { tokens: Targets::new(examples, 1).tokens, ..batch.clone() };
+            let next = Batch { tokens: targets.tokens, ..batch.clone() };
             let drafted = decoder.draft_trunk(&h, &next, None, load)?;
             let head = mtp.head.as_ref().unwrap_or(head);
             let targets = Targets::new(examples, 2);
