@@ -3,16 +3,15 @@
 //! Metadata and tensors are declared first, then the tensors' bytes follow in that order, streamed. A tensor can be
 //! left a hole that takes no room on disk. The file appears under its name only when it is whole.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{Seek, SeekFrom};
+use std::path::Path;
 
 use fathom_core::FormatId;
-use tempfile::NamedTempFile;
 
-use crate::fault::{Error, Fault, Result};
+use crate::fault::{Fault, Result};
 use crate::gguf::DEFAULT_ALIGNMENT;
 use crate::metadata::{Value, ValueType};
+use crate::new_file::NewFile;
 
 /// What can be written as a metadata value.
 pub trait IntoValue {
@@ -176,32 +175,15 @@ impl GgufWriter {
         header.extend(self.records);
         header.resize(header.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
 
-        let directory = match path.parent() {
-            Some(p) if p != Path::new("") => p,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".fathom-").suffix(".part");
-        // A temporary file is private by default; a model is as readable as any other new file.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let temp = builder.tempfile_in(directory).map_err(Error::io(path, "create"))?;
-        let mut out = GgufData {
-            path: path.to_owned(),
-            file: BufWriter::with_capacity(1 << 20, temp),
-            sizes: self.sizes,
-            tensor: 0,
-            written: 0,
-        };
-        out.io(|f| f.write_all(&header))?;
-        Ok(out)
+        let mut file = NewFile::create(path)?;
+        file.write(&header)?;
+        Ok(GgufData { file, sizes: self.sizes, tensor: 0, written: 0 })
     }
 }
 
 /// A GGUF file whose tensors are being written. Dropped before [`GgufData::finish`], it leaves nothing behind.
 pub struct GgufData {
-    path: PathBuf,
-    file: BufWriter<NamedTempFile>,
+    file: NewFile,
     sizes: Vec<u64>,
     /// The tensor being written, and how much of it has been.
     tensor: usize,
@@ -209,10 +191,6 @@ pub struct GgufData {
 }
 
 impl GgufData {
-    fn io<T>(&mut self, f: impl FnOnce(&mut BufWriter<NamedTempFile>) -> io::Result<T>) -> Result<T> {
-        f(&mut self.file).map_err(Error::io(&self.path, "write"))
-    }
-
     /// The tensor to be written now; steps over those without bytes.
     fn left(&self) -> u64 {
         *self.sizes.get(self.tensor).expect("invariant: no more bytes than the declared tensors have") - self.written
@@ -227,7 +205,7 @@ impl GgufData {
     /// If the disk is full or fails.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         assert!(bytes.len() as u64 <= self.left(), "invariant: a write ends with its tensor or before");
-        self.io(|f| f.write_all(bytes))?;
+        self.file.write(bytes)?;
         self.advance(bytes.len() as u64)
     }
 
@@ -237,7 +215,7 @@ impl GgufData {
     /// If the disk fails.
     pub fn hole(&mut self) -> Result<()> {
         let left = self.left();
-        self.io(|f| f.seek(SeekFrom::Current(left as i64)))?;
+        self.file.io(|f| f.seek(SeekFrom::Current(left as i64)))?;
         self.advance(left)
     }
 
@@ -246,7 +224,7 @@ impl GgufData {
         let size = self.sizes[self.tensor];
         if self.written == size {
             let padding = size.next_multiple_of(DEFAULT_ALIGNMENT.into()) - size;
-            self.io(|f| f.write_all(&[0; DEFAULT_ALIGNMENT as usize][..padding as usize]))?;
+            self.file.write(&[0; DEFAULT_ALIGNMENT as usize][..padding as usize])?;
             self.tensor += 1;
             self.written = 0;
         }
@@ -260,15 +238,8 @@ impl GgufData {
     ///
     /// # Errors
     /// If the disk is full or fails.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
         assert!(self.tensor == self.sizes.len(), "invariant: every declared tensor is written before the file is done");
-        // A hole at the end counts only if the file is made as long.
-        let end = self.io(|f| f.stream_position())?;
-        let path = self.path;
-        let temp = self.file.into_inner().map_err(|e| Error::io(&path, "write")(e.into_error()))?;
-        let sync = |file: &File| file.set_len(end).and_then(|()| file.sync_all());
-        sync(temp.as_file()).map_err(Error::io(&path, "write"))?;
-        temp.persist(&path).map_err(|e| Error::io(&path, "rename into place")(e.error))?;
-        Ok(())
+        self.file.finish()
     }
 }

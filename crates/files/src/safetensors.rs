@@ -25,14 +25,14 @@ use crate::table::{Stored, Table, TensorInfo};
 const MAX_HEADER_BYTES: u64 = 100 << 20;
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 const MAX_TENSORS: usize = 1 << 17;
-const MAX_NAME_BYTES: usize = 1024;
-const MAX_DIMS: usize = 4;
+pub(crate) const MAX_NAME_BYTES: usize = 1024;
+pub(crate) const MAX_DIMS: usize = 4;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// The types of the safetensors format: name, bits of an element, what fathom computes with, if it does.
-const TYPES: &[(&str, u64, Option<FormatId>)] = &[
+pub(crate) const TYPES: &[(&str, u64, Option<FormatId>)] = &[
     ("F32", 32, Some(format::F32)),
     ("F16", 16, Some(format::F16)),
     ("BF16", 16, Some(format::BF16)),

@@ -1,9 +1,10 @@
-//! What the writer writes, the reader reads: pairs of every type, tensors, holes, parts.
+//! What the writers write, the readers read: pairs of every type, tensors, holes, parts.
 
 use std::path::Path;
 
 use fathom_core::{Weight, format};
-use fathom_files::{Archive, Array, Error, GgufWriter, Value};
+use fathom_files::safetensors::SafeTensors;
+use fathom_files::{Archive, Array, Error, GgufWriter, SafeTensorsWriter, Value};
 
 fn write(path: &Path, fill: impl FnOnce(&mut GgufWriter), data: &[Option<&[u8]>]) {
     let mut w = GgufWriter::new();
@@ -139,4 +140,75 @@ fn parts_are_one_model_whichever_is_named() {
         assert_eq!(a.file_of("t1"), Some(&*name(2)));
         assert_eq!(a.tensor("t2").unwrap().unwrap().bytes.as_slice(), [2; 4]);
     }
+}
+
+/// Our reader and the format's own crate find every tensor as it was written.
+#[test]
+fn safetensors_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let declared: [(&str, _, &[usize]); 4] = [
+        ("z", format::F32, &[2, 3]),
+        ("layers.10.\u{fc}\"", format::BF16, &[5]),
+        ("layers.2", format::F16, &[1, 0, 4]),
+        ("a", format::F8_E4M3, &[3, 1, 1, 3]),
+    ];
+    let content = |name: &str, n: usize| (0..n).map(|i| (i * 7 + name.len()) as u8).collect::<Vec<u8>>();
+    let mut w = SafeTensorsWriter::new();
+    w.metadata("format", "pt").metadata("step", "12");
+    for (name, f, shape) in declared {
+        w.tensor(name, f, shape).unwrap();
+    }
+    let sizes = [("z", 24), ("layers.10.\u{fc}\"", 10), ("layers.2", 0), ("a", 9)];
+    let mut asked = Vec::new();
+    w.write(&path, |name, out| {
+        asked.push(name.to_owned());
+        let bytes = content(name, sizes.iter().find(|s| s.0 == name).unwrap().1);
+        bytes.chunks(7).try_for_each(|piece| out.write(piece))
+    })
+    .unwrap();
+    assert!(asked.is_sorted());
+
+    let ours = SafeTensors::open(&path).unwrap();
+    let file = std::fs::read(&path).unwrap();
+    assert_eq!(u64::from_le_bytes(file[..8].try_into().unwrap()) % 8, 0);
+    let (_, header) = safetensors::SafeTensors::read_metadata(&file).unwrap();
+    assert_eq!(header.metadata().as_ref().unwrap()["step"], "12");
+    let oracle = safetensors::SafeTensors::deserialize(&file).unwrap();
+    assert_eq!(oracle.names().len(), 4);
+    for ((name, f, shape), (_, n)) in declared.into_iter().zip(sizes) {
+        let t = ours.tensor(name).unwrap().unwrap();
+        assert_eq!((t.format, &t.shape[..], t.bytes.as_slice()), (f, shape, &content(name, n)[..]), "{name}");
+        let t = oracle.tensor(name).unwrap();
+        assert_eq!((t.shape(), t.data()), (shape, &content(name, n)[..]), "{name}");
+    }
+}
+
+/// A write that fails in the middle leaves the old file and nothing else.
+#[test]
+fn a_failed_write_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let write = |value: u8, fail: bool| {
+        let mut w = SafeTensorsWriter::new();
+        w.tensor("a", format::F32, &[1])?.tensor("b", format::F32, &[1])?;
+        w.write(&path, |name, out| {
+            if fail && name == "b" {
+                return Err(GgufWriter::new().tensor("s", format::UE8M0, &[1]).err().unwrap());
+            }
+            out.write(&[value; 4])
+        })
+    };
+    write(1, false).unwrap();
+    write(2, true).unwrap_err();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    let t = SafeTensors::open(&path).unwrap().tensor("b").unwrap().unwrap();
+    assert_eq!(t.bytes.as_slice(), [1; 4]);
+
+    let mut w = SafeTensorsWriter::new();
+    for (name, f, shape) in [("q", format::Q4_0, &[32usize][..]), ("deep", format::F32, &[1; 5])] {
+        let error = w.tensor(name, f, shape).err().unwrap().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+    assert!(w.tensor("a", format::F32, &[1]).unwrap().tensor("a", format::F32, &[1]).is_err());
 }
