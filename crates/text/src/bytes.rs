@@ -33,6 +33,11 @@ pub(crate) fn char_of_byte(byte: u8) -> char {
     CHAR_OF_BYTE[usize::from(byte)]
 }
 
+/// `text` in the alphabet of byte-level vocabularies: " the" is "Ġthe".
+pub fn byte_level(text: &str) -> String {
+    text.bytes().map(char_of_byte).collect()
+}
+
 /// The byte that `c` stands for, or `None` if it is outside the alphabet.
 pub(crate) fn byte_of_char(c: char) -> Option<u8> {
     let code = c as u32;

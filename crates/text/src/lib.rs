@@ -41,7 +41,7 @@ mod template;
 mod tokenizer;
 mod tools;
 
-pub use bytes::StreamDecoder;
+pub use bytes::{StreamDecoder, byte_level};
 pub use clock::Clock;
 pub use error::{Result, TextError};
 pub use pre::known_pre_tokenizers;

@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{NFC, NormalizerWrapper};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{
     AddedToken, DecoderWrapper, Model as _, Normalizer as _, OffsetType, PostProcessorWrapper, PreTokenizedString,
     PreTokenizer as _, TokenizerImpl,
@@ -107,6 +108,11 @@ impl Tokenizer {
             bytes: table.bytes,
             starts: table.starts,
         })
+    }
+
+    /// The text of a `tokenizer.json` that gives the same ids.
+    pub fn to_json(&self) -> String {
+        self.library.to_string(false).expect("invariant: what was built from parts can be written")
     }
 
     /// Token ids of `text`, without adding any.
@@ -410,6 +416,7 @@ fn library(parts: Parts, table: &Table) -> Result<Library> {
     let mut library = Library::new(bpe);
     library.with_normalizer(parts.normalizer).map_err(broken)?;
     library.with_pre_tokenizer(Some(parts.pre_tokenizer));
+    library.with_decoder(Some(ByteLevel::new(false, true, false)));
     library.add_tokens(parts.added.into_iter().map(|added| added.token)).map_err(broken)?;
     Ok(library)
 }

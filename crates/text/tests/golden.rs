@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use fathom_text::{ChatTemplate, NamedTemplate, Specials, StreamDecoder, Tokenizer, VocabSource};
+use fathom_text::{ChatTemplate, NamedTemplate, Specials, StreamDecoder, Tokenizer, VocabSource, Vocabulary};
 use serde_json::Value;
 
 /// Every style, once from `tokenizer.json` and once from lists as in GGUF.
@@ -15,6 +15,20 @@ fn for_every_source(check: impl Fn(&str, &VocabSource, &Tokenizer, &Value)) {
             check(&format!("{style} from {form}"), &source, &Tokenizer::new(&source).unwrap(), &golden);
         }
     }
+}
+
+/// What a tokenizer writes as `tokenizer.json` gives the same ids.
+#[test]
+fn written_and_read_again() {
+    for_every_source(|name, source, tokenizer, golden| {
+        let vocabulary = Vocabulary::TokenizerJson(tokenizer.to_json());
+        let again = Tokenizer::new(&VocabSource { vocabulary, ..source.clone() }).unwrap();
+        for case in golden["cases"].as_array().unwrap() {
+            let text = text(&case["text"]);
+            let ids = |t: &Tokenizer| t.encode(&text, Specials::Parse).unwrap();
+            assert_eq!(ids(&again), ids(tokenizer), "{name}: {text:?}");
+        }
+    });
 }
 
 #[test]

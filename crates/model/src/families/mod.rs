@@ -7,6 +7,7 @@ mod deepseek;
 pub mod keys;
 mod llama;
 mod qwen;
+pub mod write;
 
 use std::ops::RangeInclusive;
 use std::path::Path;
