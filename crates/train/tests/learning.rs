@@ -86,6 +86,37 @@ fn experts_with_too_little_load_become_likelier() {
     assert!(bias.values().iter().any(|b| *b > 0.0) && bias.values().iter().any(|b| *b < 0.0), "{:?}", bias.values());
 }
 
+/// More rows than the head takes at a time: the derivatives of two long sequences together are the mean of those of each
+/// alone, by as many tokens as counted.
+#[test]
+fn the_head_in_chunks_is_the_head() {
+    let mut rng = Rng::new(8, 0);
+    let examples: Vec<Example> = [(700, 1), (900, 200)]
+        .map(|(n, from)| Example { tokens: (0..n).map(|_| rng.below(VOCAB as u32)).collect(), from })
+        .to_vec();
+    // Without momentum and clipping, first moments are derivatives.
+    let run = |examples: &[Example]| {
+        let params = Params::init(&spec(), 1);
+        let mut optimiser = Optimiser::new(&params, false);
+        (optimiser.adamw.beta1, optimiser.clip) = (0.0, f32::INFINITY);
+        let mut trainer = Trainer::new(params, optimiser, cpu(2));
+        trainer.draft_weight = 0.0;
+        let report = trainer.step(examples, 1e-3).unwrap();
+        (report, trainer.optimiser.moments)
+    };
+    let (both, found) = run(&examples);
+    let ((a, first), (b, second)) = (run(&examples[..1]), run(&examples[1..]));
+    assert_eq!((a.counted, b.counted, both.counted), (699, 700, 1399));
+    let share = a.counted as f32 / both.counted as f32;
+    for ((found, a), b) in found.iter().zip(&first).zip(&second) {
+        let peak = a.m.iter().chain(&b.m).fold(1e-9f32, |m, v| m.max(v.abs()));
+        for ((found, a), b) in found.m.iter().zip(&a.m).zip(&b.m) {
+            let expected = share * a + (1.0 - share) * b;
+            assert!((found - expected).abs() < 1e-4 * peak, "{found} against {expected}");
+        }
+    }
+}
+
 /// The decoder that learns has no cache and expands keys and values; the one that serves has a cache of latents. Their logits
 /// agree.
 #[test]
