@@ -35,4 +35,4 @@ pub use grad::Grad;
 pub use rope::{RopeFreqs, RopeLayout};
 pub use shape::Shape;
 pub use tensor::{Buffer, Storage, Tensor};
-pub use weight::{BlockScales, ByteSource, Bytes, Experts, Resident, ResidentExperts, Weight};
+pub use weight::{BlockScales, ByteSource, Bytes, Experts, Resident, ResidentExperts, Weight, address};

@@ -32,6 +32,11 @@ pub struct Bytes {
     range: Range<usize>,
 }
 
+/// Where a source lies: its identity while it lives.
+pub fn address(source: &Arc<dyn ByteSource>) -> usize {
+    Arc::as_ptr(source).addr()
+}
+
 impl Bytes {
     /// The bytes `range` of `source`.
     ///
@@ -56,9 +61,9 @@ impl Bytes {
         &self.source.bytes()[self.range.clone()]
     }
 
-    /// Whether the bytes lie in `source`.
-    pub fn is_from(&self, source: &Arc<dyn ByteSource>) -> bool {
-        std::ptr::addr_eq(Arc::as_ptr(&self.source), Arc::as_ptr(source))
+    /// Where the source lies: equal for two slices of one source, without holding it.
+    pub fn source_address(&self) -> usize {
+        address(&self.source)
     }
 
     /// Number of bytes.

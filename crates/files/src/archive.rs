@@ -238,7 +238,10 @@ fn read_config(path: &Path) -> Result<Json> {
 }
 
 /// Reads a file of at most `cap` bytes.
-pub(crate) fn read_capped(path: &Path, cap: u64) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// If it cannot be read, is no file, or is longer.
+pub fn read_capped(path: &Path, cap: u64) -> Result<Vec<u8>> {
     let kind = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
     if !kind.is_file() {
         return Err(Fault::file(path, "a file", "something else").into());

@@ -19,7 +19,7 @@ pub mod safetensors;
 mod safetensors_write;
 mod table;
 
-pub use archive::{Archive, Kind, Sidecar};
+pub use archive::{Archive, Kind, Sidecar, read_capped};
 pub use fault::{Error, Fault, Faults, Place, Result};
 pub use gguf_write::{Element, GgufData, GgufWriter, IntoValue};
 pub use map::Map;

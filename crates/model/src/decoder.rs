@@ -5,13 +5,17 @@
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use fathom_core::{Backend, Resident, Result, RopeFreqs, Tensor};
 
+use crate::adapter::{Adapter, Pair};
 use crate::batch::Batch;
 use crate::ffn::FfnLayer;
 use crate::kv::{KvPool, LayerKv};
-use crate::linear::Linear;
-use crate::mixer::{MixerLayer, Step};
+use crate::linear::{Linear, LowRank};
+use crate::mixer::{MixerLayer, QueryProj, Step};
+use crate::names::Slot::{self, *};
+use crate::names::TensorId;
 use crate::probe::Probe;
 use crate::spec::ModelSpec;
 
@@ -67,6 +71,30 @@ pub struct Decoder {
 }
 
 impl Layer {
+    /// The projections that an adapter can stand beside.
+    fn linears(&mut self) -> impl Iterator<Item = (Slot, &mut Linear)> {
+        let mixer: ArrayVec<_, 4> = match &mut self.mixer {
+            MixerLayer::Gqa(m) => {
+                let all = [(AttnQ, &mut m.q), (AttnK, &mut m.k), (AttnV, &mut m.v), (AttnOut, &mut m.out)];
+                all.into_iter().collect()
+            }
+            MixerLayer::Mla(m) => {
+                let q: ArrayVec<_, 2> = match &mut m.q {
+                    QueryProj::Full(q) => [(AttnQ, q)].into_iter().collect(),
+                    QueryProj::Low { a, b, .. } => [(QA, a), (QB, b)].into_iter().collect(),
+                };
+                q.into_iter().chain([(KvA, &mut m.kv_a), (AttnOut, &mut m.out)]).collect()
+            }
+        };
+        let (slots, dense) = match &mut self.ffn {
+            FfnLayer::Dense(f) => ([FfnGate, FfnUp, FfnDown], Some(f)),
+            FfnLayer::Moe(f) => ([GateShexp, UpShexp, DownShexp], f.shared.as_mut()),
+        };
+        mixer
+            .into_iter()
+            .chain(dense.into_iter().flat_map(move |f| slots.into_iter().zip([&mut f.gate, &mut f.up, &mut f.down])))
+    }
+
     fn forward(
         &self,
         step: &Step<'_>,
@@ -127,6 +155,24 @@ impl Decoder {
         self.run(h, batch, None, probe)
     }
 
+    /// Block `index` alone, without a cache, as [`Decoder::trunk_fresh`] runs them: for training that computes a block again
+    /// instead of keeping all it did.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn block_fresh(&self, index: usize, h: Tensor, batch: &Batch, probe: &mut dyn Probe) -> Result<Tensor> {
+        let rope = self.backend.rope_table(&batch.positions, &self.freqs)?;
+        self.layers[index].forward(&self.step(batch, &rope), h, None, index, probe)
+    }
+
+    /// The norm behind the last block, which [`Decoder::trunk`] and [`Decoder::trunk_fresh`] include.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn final_norm(&self, h: &Tensor) -> Result<Tensor> {
+        self.backend.rms_norm(h, &self.norm, self.spec.eps)
+    }
+
     fn run(&self, h: Tensor, batch: &Batch, mut kv: Option<&mut KvPool>, probe: &mut dyn Probe) -> Result<Tensor> {
         let b = &*self.backend;
         let rope = b.rope_table(&batch.positions, &self.freqs)?;
@@ -136,7 +182,7 @@ impl Decoder {
         for (i, layer) in self.layers.iter().enumerate() {
             h = layer.forward(&step, h, kv.as_mut().map(|kv| &mut kv.layers[i]), i, probe)?;
         }
-        let h = b.rms_norm(&h, &self.norm, self.spec.eps)?;
+        let h = self.final_norm(&h)?;
         probe.tap(None, "final_norm", b, &h)?;
         Ok(h)
     }
@@ -208,6 +254,23 @@ impl Decoder {
     /// If the model has no prediction block.
     pub fn draft_head(&self, h: &Tensor) -> Result<Tensor> {
         self.project(h, self.mtp().head.as_ref().or(self.head.as_ref()).unwrap_or(&self.embed))
+    }
+
+    /// Puts an adapter beside the blocks' projections in place of the one before, or takes it away. Whether it fits is the
+    /// adapter's to check, when it is made.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn adapt(&mut self, adapter: Option<&Adapter>) -> Result<()> {
+        let b = self.backend.clone();
+        let upload = |pair: &Pair| Ok(LowRank { a: b.upload(&pair.a)?, b: b.upload(&pair.b)? });
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            for (slot, linear) in layer.linears() {
+                let pair = adapter.and_then(|a| a.get(TensorId::layer(slot, i)));
+                linear.adapter = pair.map(upload).transpose()?;
+            }
+        }
+        Ok(())
     }
 
     fn mtp(&self) -> &Mtp {

@@ -7,11 +7,13 @@
 //! It must not know: which backend it runs on, threads, scheduling, sampling, printing.
 //! Start at [`decoder`], then `mixer/` and `ffn/`.
 
+pub mod adapter;
 pub mod batch;
 pub mod decoder;
 pub mod error;
 pub mod families;
 pub mod ffn;
+pub mod fused;
 pub mod kv;
 pub mod linear;
 pub mod load;
@@ -21,10 +23,12 @@ pub mod probe;
 pub mod spec;
 pub mod weights;
 
+pub use adapter::Adapter;
 pub use batch::{Batch, Logits};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use families::{AttnFactor, Options};
+pub use fused::Fused;
 pub use kv::{BLOCK, KvPool};
 pub use load::{Defaults, Model};
 pub use probe::{NoProbe, Probe};

@@ -8,6 +8,7 @@ use fathom_files::{Archive, Fault, Faults, Metadata, Sidecar};
 use fathom_text::{HuggingFaceTexts, NamedTemplate, TokenRef, VocabLists, VocabSource, Vocabulary};
 use serde_json::Value;
 
+use crate::adapter::Adapter;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::families::keys::Source;
@@ -21,6 +22,8 @@ pub struct Model {
     pub spec: ModelSpec,
     /// Its files.
     pub archive: Archive,
+    /// What stands beside its projections.
+    pub adapter: Option<Adapter>,
 }
 
 /// How the model's makers say it should be sampled.
@@ -55,7 +58,16 @@ impl Model {
         if archive.names().next().is_some() {
             weights::complete(&mut spec, &archive)?;
         }
-        Ok(Model { spec, archive })
+        Ok(Model { spec, archive, adapter: None })
+    }
+
+    /// Takes the LoRA adapter in a directory along: what is loaded from now on computes with it.
+    ///
+    /// # Errors
+    /// All that is wrong with it, or does not fit the model, at once.
+    pub fn adapt(&mut self, dir: &Path) -> Result<()> {
+        self.adapter = Some(Adapter::open(dir, &self.spec)?);
+        Ok(())
     }
 
     /// Checks all tensors; returns the names that the model has no use for.
@@ -73,7 +85,11 @@ impl Model {
     /// All faults of the tensors at once, or the backend's first.
     pub fn load(&self, backend: Arc<dyn Backend>, progress: Progress<'_>) -> Result<Decoder> {
         self.need_weights()?;
-        weights::load(&self.spec, &self.archive, backend, progress)
+        let mut decoder = weights::load(&self.spec, &self.archive, backend, progress)?;
+        if self.adapter.is_some() {
+            decoder.adapt(self.adapter.as_ref())?;
+        }
+        Ok(decoder)
     }
 
     fn need_weights(&self) -> Result<()> {

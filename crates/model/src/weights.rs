@@ -316,19 +316,13 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, slot: Slot, layer: usize, rows: usize, cols: usize) -> Option<Linear> {
-        Some(Linear { weight: self.matrix(TensorId::layer(slot, layer), rows, cols)?, bias: None })
+        Some(Linear::new(self.matrix(TensorId::layer(slot, layer), rows, cols)?, None))
     }
 
     fn biased(&mut self, slots: (Slot, Slot), layer: usize, rows: usize, cols: usize, bias: bool) -> Option<Linear> {
         let weight = self.matrix(TensorId::layer(slots.0, layer), rows, cols);
         let bias = if bias { Some(self.matrix(TensorId::layer(slots.1, layer), 1, rows)) } else { None };
-        Some(Linear {
-            weight: weight?,
-            bias: match bias {
-                Some(b) => Some(b?),
-                None => None,
-            },
-        })
+        Some(Linear::new(weight?, flatten(bias)?))
     }
 
     fn norm(&mut self, slot: Slot, layer: usize, n: usize) -> Option<Resident> {
@@ -466,7 +460,7 @@ impl Loader<'_> {
             .then(|| self.dense([Slot::GateShexp, Slot::UpShexp, Slot::DownShexp], i, dim, shared_hidden));
         Some(Moe {
             route,
-            router: Linear { weight: router?, bias: None },
+            router: Linear::new(router?, None),
             bias: flatten(bias)?,
             gate: gate?,
             up: up?,

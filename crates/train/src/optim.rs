@@ -218,7 +218,10 @@ impl Optimiser {
             let Demand { rows, cols, experts, .. } = param.demand;
             let Moments { m, v } = &mut self.moments[i];
             match self.rules[i] {
-                Rule::AdamW => self.adamw.step(self.steps, lr, param.values_mut(), &g, m, v),
+                Rule::AdamW => {
+                    let lr = lr * param.rate;
+                    self.adamw.step(self.steps, lr, param.values_mut(), &g, m, v);
+                }
                 Rule::Muon => {
                     let size = (rows / experts, cols);
                     let n = size.0 * cols;

@@ -1,18 +1,20 @@
 //! The weights that learn: f32 master copies under GGUF names.
 //!
 //! A decoder is built straight over them, without copying; to change them the decoder is dropped, the values are changed in
-//! place, and the next one built. Exports use the names of Hugging Face or GGUF.
+//! place, and the next one built. Either they are the whole model, or an adapter beside one whose own weights stay as their file
+//! has them. Exports use the names of Hugging Face or GGUF.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use fathom_core::rng::Rng;
-use fathom_core::{Backend, ByteSource, Bytes, format};
-use fathom_files::{Fault, TensorInfo};
+use fathom_core::{Backend, ByteSource, Bytes, Weight, format};
+use fathom_files::{Archive, Fault, TensorInfo};
+use fathom_model::adapter::{self, Adapter, Pair};
 use fathom_model::names::{Naming, Slot, TensorId};
 use fathom_model::spec::ModelSpec;
 use fathom_model::weights::{self, Demand, TensorSource};
-use fathom_model::{Decoder, Result};
+use fathom_model::{Decoder, Fused, Model, Result};
 
 /// Values of one parameter, readable as the bytes of a weight.
 struct Values(Vec<f32>);
@@ -29,13 +31,21 @@ pub struct Param {
     pub demand: Demand,
     /// Its GGUF name.
     pub name: String,
+    /// Factor on the learning rate; 1 but for an adapter's second matrix, which has the adapter's scale multiplied in.
+    pub rate: f32,
     values: Arc<Values>,
 }
 
 impl Param {
     fn new(demand: Demand, values: Vec<f32>) -> Self {
         let name = demand.id.name(Naming::Gguf).expect("invariant: a demanded tensor has a GGUF name");
-        Param { demand, name, values: Arc::new(Values(values)) }
+        Param { demand, name, rate: 1.0, values: Arc::new(Values(values)) }
+    }
+
+    /// The values as a weight that is read where they lie.
+    fn weight(&self) -> Weight {
+        let bytes = Bytes::new(self.values.clone(), 0..4 * self.values.0.len());
+        Weight { format: format::F32, rows: self.demand.rows, cols: self.demand.cols, bytes, scales: None }
     }
 
     /// The values, row-major.
@@ -57,8 +67,17 @@ impl Param {
 pub struct Params {
     /// The model.
     pub spec: ModelSpec,
-    /// Its tensors, in the order in which the decoder asks for them.
+    /// Its tensors, in the order in which the decoder asks for them; an adapter's in pairs.
     pub all: Vec<Param>,
+    /// What they stand beside, if they are an adapter.
+    frozen: Option<Frozen>,
+}
+
+/// A model whose own weights do not learn.
+struct Frozen {
+    archive: Arc<Archive>,
+    rank: usize,
+    scale: f32,
 }
 
 impl Params {
@@ -82,7 +101,7 @@ impl Params {
             Param::new(d, values)
         };
         let all = weights::demanded(spec).into_iter().enumerate().map(make).collect();
-        Params { spec: spec.clone(), all }
+        Params { spec: spec.clone(), all, frozen: None }
     }
 
     /// The parameters of an existing model, decoded to f32.
@@ -91,7 +110,39 @@ impl Params {
     /// If a tensor is missing or broken.
     pub fn from_source(spec: &ModelSpec, source: &dyn TensorSource) -> Result<Self> {
         let all = weights::decoded(spec, source)?.into_iter().map(|(d, values)| Param::new(d, values)).collect();
-        Ok(Params { spec: spec.clone(), all })
+        Ok(Params { spec: spec.clone(), all, frozen: None })
+    }
+
+    /// A new adapter beside `model`'s projections of the names `modules` (see [`adapter::targets`]): the first matrix uniform
+    /// within 1/√(inputs), the second zero, as PEFT begins (Hu et al. 2021, section 4.1).
+    pub fn lora(model: Model, modules: &[String], rank: usize, alpha: f32, seed: u64) -> Self {
+        let scale = alpha / rank as f32;
+        let mut all = Vec::new();
+        for (stream, (_, d)) in
+            adapter::targets(&model.spec).into_iter().filter(|(name, _)| modules.contains(name)).enumerate()
+        {
+            let mut rng = Rng::new(seed, stream as u64);
+            let bound = 1.0 / (d.cols as f64).sqrt();
+            let a = (0..rank * d.cols).map(|_| (bound * (2.0 * rng.uniform() - 1.0)) as f32).collect();
+            let mut pair = [
+                Param::new(Demand { rows: rank, ..d }, a),
+                Param::new(Demand { cols: rank, ..d }, vec![0.0; d.rows * rank]),
+            ];
+            for (param, which) in pair.iter_mut().zip(["lora_a", "lora_b"]) {
+                param.name = param.name.replace(".weight", &format!(".{which}"));
+            }
+            pair[1].rate = scale;
+            all.extend(pair);
+        }
+        let frozen = Frozen { archive: Arc::new(model.archive), rank, scale };
+        Params { spec: model.spec, all, frozen: Some(frozen) }
+    }
+
+    /// The adapter that the parameters are, read where they lie; `None` if they are a whole model.
+    pub fn adapter(&self) -> Option<Adapter> {
+        let Frozen { rank, scale, .. } = *self.frozen.as_ref()?;
+        let pair = |pair: &[Param]| (pair[0].demand.id, Pair { a: pair[0].weight(), b: pair[1].weight() });
+        Some(Adapter { rank, scale, pairs: self.all.chunks_exact(2).map(pair).collect() })
     }
 
     /// The parameter `id`.
@@ -109,7 +160,11 @@ impl Params {
     /// # Errors
     /// If the backend fails.
     pub fn decoder(&self, backend: Arc<dyn Backend>) -> Result<Decoder> {
-        weights::load(&self.spec, self, backend, &mut |_, _| {})
+        let Some(frozen) = &self.frozen else { return weights::load(&self.spec, self, backend, &mut |_, _| {}) };
+        let source = Fused { archive: &frozen.archive, spec: &self.spec };
+        let mut decoder = weights::load(&self.spec, &source, backend, &mut |_, _| {})?;
+        decoder.adapt(self.adapter().as_ref())?;
+        Ok(decoder)
     }
 }
 
@@ -120,10 +175,8 @@ impl TensorSource for Params {
 
     fn tensor(&self, name: &str) -> std::result::Result<Option<TensorInfo>, Fault> {
         let Some(p) = self.all.iter().find(|p| p.name == name) else { return Ok(None) };
-        let Demand { rows, cols, .. } = p.demand;
-        let source: Arc<dyn ByteSource> = p.values.clone();
-        let bytes = Bytes::new(source, 0..rows * cols * 4);
-        Ok(Some(TensorInfo { name: name.to_owned(), shape: vec![rows, cols], format: format::F32, bytes }))
+        let Weight { rows, cols, format, bytes, .. } = p.weight();
+        Ok(Some(TensorInfo { name: name.to_owned(), shape: vec![rows, cols], format, bytes }))
     }
 
     fn contains(&self, name: &str) -> bool {

@@ -7,12 +7,13 @@
 //!
 //! Training has no cache: the cache operations refuse.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use fathom_core::{
     AttendSpec, Backend, Buffer, ByteSource, DType, Error, Experts, Grad, HeadProj, KvCache, KvView, LatentSpec,
     Outputs, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape,
-    Span, Spans, Storage, Tensor, Weight,
+    Span, Spans, Storage, Tensor, Weight, address,
 };
 
 const DEVICE: &str = "tape";
@@ -78,14 +79,17 @@ struct Record {
 /// A recording backend over another.
 pub struct Tape {
     inner: Arc<dyn Grad>,
-    params: Vec<Arc<dyn ByteSource>>,
+    /// Addresses of the parameters' values; holding them would keep them from changing.
+    params: Vec<usize>,
     record: Mutex<Record>,
+    paused: AtomicBool,
 }
 
 impl Tape {
     /// A tape over `inner`. A weight that is read from `params[i]` is parameter i, every other one is frozen.
     pub fn new(inner: Arc<dyn Grad>, params: Vec<Arc<dyn ByteSource>>) -> Self {
-        Tape { inner, params, record: Mutex::default() }
+        let params = params.iter().map(address).collect();
+        Tape { inner, params, record: Mutex::default(), paused: AtomicBool::new(false) }
     }
 
     /// The backend inside.
@@ -96,6 +100,16 @@ impl Tape {
     /// Forgets everything recorded.
     pub fn clear(&self) {
         *self.record() = Record::default();
+    }
+
+    /// Whether operations are only carried out from now on, so that nothing is kept for [`Tape::backward`].
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Relaxed);
+    }
+
+    /// A value of this tape that no operation made: where a recording begins that is walked back to here.
+    pub fn leaf(&self, inner: Tensor) -> Tensor {
+        self.constant(inner)
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -129,6 +143,9 @@ impl Tape {
         let output = record.values.len();
         let outputs: Outputs = outputs.into_iter().enumerate().map(|(i, t)| Self::wrap(t, output + i)).collect();
         record.values.extend(outputs.iter().map(|t| t.shape));
+        if self.paused.load(Relaxed) {
+            return outputs;
+        }
         record.nodes.push(Node { op, inputs, output });
         outputs
     }
@@ -145,8 +162,8 @@ impl Tape {
         Err(Error::Device { device: DEVICE, op, why: "training runs without a cache".into() })
     }
 
-    fn param_of(&self, is: impl Fn(&Arc<dyn ByteSource>) -> bool) -> Option<usize> {
-        self.params.iter().position(is)
+    fn param_of(&self, weight: &Weight) -> Option<usize> {
+        self.params.iter().position(|p| *p == weight.bytes.source_address())
     }
 
     /// The inner backend's form of a weight of this tape.
@@ -164,6 +181,19 @@ impl Tape {
     /// # Errors
     /// If the inner backend fails.
     pub fn backward(&self, seeds: &[(&Tensor, Tensor)], grads: &mut [Option<Tensor>]) -> Result<()> {
+        self.backward_to(seeds, grads, None).map(|_| ())
+    }
+
+    /// [`Tape::backward`], and the derivative by a [`Tape::leaf`], if it had a part in the seeds.
+    ///
+    /// # Errors
+    /// If the inner backend fails.
+    pub fn backward_to(
+        &self,
+        seeds: &[(&Tensor, Tensor)],
+        grads: &mut [Option<Tensor>],
+        leaf: Option<&Tensor>,
+    ) -> Result<Option<Tensor>> {
         let record = std::mem::take(&mut *self.record());
         let d = record.values.iter().map(|_| None).collect();
         let mut flow = Flow { b: &*self.inner, shapes: record.values, d, grads };
@@ -174,7 +204,8 @@ impl Tape {
         for node in record.nodes.into_iter().rev() {
             flow.through(node)?;
         }
-        Ok(())
+        let leaf = leaf.map(|x| self.value("backward", x)).transpose()?;
+        Ok(leaf.and_then(|(_, id)| flow.d[id].take()))
     }
 }
 
@@ -288,14 +319,14 @@ impl Backend for Tape {
     }
 
     fn upload(&self, weight: &Weight) -> Result<Resident> {
-        let param = self.param_of(|p| weight.bytes.is_from(p));
+        let param = self.param_of(weight);
         let inner = self.inner.upload(weight)?;
         Ok(Resident::new(DEVICE, weight.rows, weight.cols, weight.format, Arc::new(Learned { inner, param })))
     }
 
     fn upload_experts(&self, experts: &Experts) -> Result<ResidentExperts> {
         let param = match experts {
-            Experts::Stacked { weight, .. } => self.param_of(|p| weight.bytes.is_from(p)),
+            Experts::Stacked { weight, .. } => self.param_of(weight),
             Experts::Each(_) => None,
         };
         let inner = self.inner.upload_experts(experts)?;

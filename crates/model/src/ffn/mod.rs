@@ -4,7 +4,7 @@ mod moe;
 
 use fathom_core::{Backend, Result, Tensor};
 
-use crate::linear::Linear;
+use crate::linear::{Linear, project};
 use crate::probe::Probe;
 
 pub use moe::Moe;
@@ -22,7 +22,13 @@ pub struct Dense {
 impl Dense {
     /// `x: [tokens, dim]` → `[tokens, dim]`.
     pub fn forward(&self, b: &dyn Backend, x: &Tensor) -> Result<Tensor> {
-        b.ffn(x, self.gate.proj(), self.up.proj(), self.down.proj())
+        if [&self.gate, &self.up, &self.down].iter().all(|l| l.adapter.is_none()) {
+            return b.ffn(x, self.gate.proj(), self.up.proj(), self.down.proj());
+        }
+        let mut both = project(b, x, &[&self.gate, &self.up])?;
+        let up = both.remove(1);
+        let h = b.swiglu(both.remove(0), &up)?;
+        self.down.forward(b, &h)
     }
 }
 

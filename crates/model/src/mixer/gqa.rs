@@ -5,7 +5,7 @@ use fathom_core::{AttendSpec, KvView, Resident, Result, Shape, Tensor};
 
 use super::Step;
 use crate::kv::LayerKv;
-use crate::linear::Linear;
+use crate::linear::{Linear, project};
 
 /// Weights of a layer.
 pub struct Gqa {
@@ -27,7 +27,7 @@ impl Gqa {
     /// See [`super::MixerLayer::forward`].
     pub fn forward(&self, step: &Step<'_>, x: &Tensor, kv: Option<&mut LayerKv>) -> Result<Tensor> {
         let (b, spec) = (step.b, &self.spec);
-        let mut qkv = b.linear(x, &[self.q.proj(), self.k.proj(), self.v.proj()])?;
+        let mut qkv = project(b, x, &[&self.q, &self.k, &self.v])?;
         let v = qkv.remove(2);
         let mut k = qkv.remove(1);
         let mut q = qkv.remove(0);

@@ -7,9 +7,10 @@ use fathom_core::{AttendSpec, HeadProj, KvView, LatentSpec, Mask, Proj, Resident
 
 use super::Step;
 use crate::kv::LayerKv;
-use crate::linear::Linear;
+use crate::linear::{Linear, project};
 
 /// The query's projection.
+#[allow(clippy::large_enum_variant)] // one per layer, made once and never moved
 pub enum QueryProj {
     /// Straight from the residual stream (V2-Lite).
     Full(Linear),
@@ -60,12 +61,12 @@ impl Mla {
 
         let (q, kv_a) = match &self.q {
             QueryProj::Full(q) => {
-                let mut both = b.linear(x, &[q.proj(), self.kv_a.proj()])?;
+                let mut both = project(b, x, &[q, &self.kv_a])?;
                 let kv_a = both.remove(1);
                 (both.remove(0), kv_a)
             }
             QueryProj::Low { a, norm, b: up } => {
-                let mut both = b.linear(x, &[a.proj(), self.kv_a.proj()])?;
+                let mut both = project(b, x, &[a, &self.kv_a])?;
                 let kv_a = both.remove(1);
                 let latent = b.rms_norm(&both.remove(0), norm, step.eps)?;
                 (up.forward(b, &latent)?, kv_a)
