@@ -18,7 +18,7 @@ use fathom_text::{ChatMessage, Clock, RenderOptions, Thinking};
 use serde_json::{Value, json};
 
 use crate::args::{ChatArgs, Draft, LoadArgs, SamplingArgs, Switch};
-use crate::load::{Room, load_beside};
+use crate::load::{Loaded, Room, load_beside};
 use crate::term;
 use crate::units::{duration, rate};
 
@@ -67,38 +67,36 @@ enum Told {
     Failed(Error),
 }
 
+/// Starts the engine of a loaded model, with a cache for so many tokens (none = one full context).
+pub(crate) fn start_engine(loaded: Loaded, draft: Draft, cache_tokens: Option<usize>) -> Result<Engine> {
+    let speculation = match draft {
+        Draft::Off => Speculation::Off,
+        Draft::Mtp if loaded.decoder.mtp.is_none() => {
+            bail!("--draft mtp: {} has no prediction layer; take --draft lookup or leave it out", loaded.name)
+        }
+        Draft::Mtp => Speculation::Head,
+        Draft::Lookup => Speculation::Lookup { ngram: 3, ahead: 4 },
+    };
+    let options = RunnerOptions {
+        context: Some(loaded.context),
+        cache_tokens,
+        kv: loaded.kv,
+        drafts: speculation == Speculation::Head,
+    };
+    let runner = ModelRunner::new(loaded.decoder, options)?;
+    let worker = WorkerOptions { speculation, ..WorkerOptions::default() };
+    Ok(Engine::start(Box::new(runner), EngineOptions { worker, ..EngineOptions::default() })?)
+}
+
 impl Assistant {
     /// Loads a model and starts its engine.
     pub(crate) fn start(args: &LoadArgs, name: Option<&str>, draft: Draft) -> Result<Self> {
         let (loaded, device, chat) =
             load_beside(args, name, Room::Conversation, Precision::Fast, |model| Ok(ChatModel::new(&model.vocab()?)?))?;
         let defaults = loaded.model.defaults()?;
-        let speculation = match draft {
-            Draft::Off => Speculation::Off,
-            Draft::Mtp if loaded.decoder.mtp.is_none() => {
-                bail!("--draft mtp: {} has no prediction layer; take --draft lookup or leave it out", loaded.name)
-            }
-            Draft::Mtp => Speculation::Head,
-            Draft::Lookup => Speculation::Lookup { ngram: 3, ahead: 4 },
-        };
-        let options = RunnerOptions {
-            context: Some(loaded.context),
-            cache_tokens: None,
-            kv: loaded.kv,
-            drafts: speculation == Speculation::Head,
-        };
-        let runner = ModelRunner::new(loaded.decoder, options)?;
-        let worker = WorkerOptions { speculation, ..WorkerOptions::default() };
-        let engine = Engine::start(Box::new(runner), EngineOptions { worker, ..EngineOptions::default() })?;
-        Ok(Assistant {
-            name: loaded.name,
-            chat,
-            defaults,
-            context: loaded.context,
-            load: loaded.took,
-            device: device.describe(),
-            engine,
-        })
+        let (name, context, load) = (loaded.name.clone(), loaded.context, loaded.took);
+        let engine = start_engine(loaded, draft, None)?;
+        Ok(Assistant { name, chat, defaults, context, load, device: device.describe(), engine })
     }
 
     /// The request for the next turn of a conversation.

@@ -47,6 +47,7 @@ pub(crate) struct Loaded {
 }
 
 /// What computes, with the level of instructions that it uses.
+#[derive(Clone)]
 pub(crate) struct Device {
     pub(crate) backend: Arc<dyn Backend>,
     /// The same, if it is the CPU backend.
@@ -99,9 +100,21 @@ pub(crate) fn load_beside<T: Send>(
 ) -> Result<(Loaded, Device, T)> {
     args.check()?;
     let name = args.named(positional)?;
-    let path = source::locate(name)?;
-    let start = Instant::now();
     let device = Device::open(args, default)?;
+    let (loaded, made) = load_on(&device, args, name, room, beside)?;
+    Ok((loaded, device, made))
+}
+
+/// The same on a device that is open already, so that several models share its threads.
+pub(crate) fn load_on<T: Send>(
+    device: &Device,
+    args: &LoadArgs,
+    name: Option<&str>,
+    room: Room,
+    beside: impl FnOnce(&Model) -> Result<T> + Send,
+) -> Result<(Loaded, T)> {
+    let start = Instant::now();
+    let path = source::locate(name)?;
     let model = Model::open(&path, &args.read.options())?;
     let kv = args.kv_dtype(device.backend.precision());
     let context = context(&model, kv, args, room)?;
@@ -114,7 +127,7 @@ pub(crate) fn load_beside<T: Send>(
     drop(bar);
     let (decoder, made) = (decoder?, made?);
     let name = name.map_or_else(|| path.display().to_string(), str::to_owned);
-    Ok((Loaded { name, model, decoder, kv, context, took: start.elapsed() }, device, made))
+    Ok((Loaded { name, model, decoder, kv, context, took: start.elapsed() }, made))
 }
 
 /// The context to make room for, if there is the memory for it.

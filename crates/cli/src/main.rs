@@ -13,6 +13,7 @@ mod machine;
 mod markdown;
 mod npy;
 mod source;
+mod store;
 mod term;
 mod units;
 

@@ -35,6 +35,8 @@ pub struct TextOptions {
     pub priority: Priority,
     /// Separates the prefix caches of tenants.
     pub salt: Vec<u8>,
+    /// Text that the answer begins with, put behind the prompt. A closing think tag in it ends the reasoning.
+    pub lead: String,
 }
 
 /// What comes out of an answer.
@@ -168,7 +170,9 @@ impl ChatModel {
         options: &TextOptions,
     ) -> Result<(Request, Transcriber)> {
         let template = self.template()?;
-        let prompt = template.render(messages, render).map_err(text_error("chat template"))?;
+        let mut prompt = template.render(messages, render).map_err(text_error("chat template"))?;
+        prompt.text.push_str(&options.lead);
+        prompt.thinking &= !options.lead.contains(THINK_CLOSE);
         let tokens = self.tokenizer.encode_prompt(&prompt.text).map_err(text_error("prompt"))?;
         let mut request = self.request(tokens, options);
         let reasons = template.reasons();
@@ -194,14 +198,31 @@ impl ChatModel {
     /// The request that continues a text as it stands. Everything that comes out is text.
     ///
     /// # Errors
-    /// If the text cannot be encoded.
+    /// If the text cannot be encoded, or if a thinking budget is asked for.
     pub fn complete(&self, text: &str, options: &TextOptions) -> Result<(Request, Transcriber)> {
         let tokens = self.tokenizer.encode_prompt(text).map_err(text_error("prompt"))?;
+        self.continue_tokens(tokens, options)
+    }
+
+    /// The request that continues tokens as they stand. Everything that comes out is text.
+    ///
+    /// # Errors
+    /// If a thinking budget is asked for.
+    pub fn continue_tokens(&self, tokens: Vec<u32>, options: &TextOptions) -> Result<(Request, Transcriber)> {
         if options.thinking_budget.is_some() {
             let found = "set, but plain text has no reasoning".to_owned();
             return Err(Error::Option { name: "thinking budget", found, expected: "none" });
         }
         Ok((self.request(tokens, options), self.transcriber(options, None, None)))
+    }
+
+    /// The request that writes what stands between two texts.
+    ///
+    /// # Errors
+    /// If the model's vocabulary has no marks for a gap.
+    pub fn fill(&self, before: &str, after: &str, options: &TextOptions) -> Result<(Request, Transcriber)> {
+        let tokens = self.tokenizer.encode_gap(before, after).map_err(text_error("gap to fill"))?;
+        self.continue_tokens(tokens, options)
     }
 
     fn request(&self, prompt: Vec<u32>, options: &TextOptions) -> Request {

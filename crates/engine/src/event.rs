@@ -17,6 +17,8 @@ pub enum Event<'a> {
     Prompt {
         /// Its position, from 1: nothing predicts the first.
         position: usize,
+        /// The token.
+        token: u32,
         /// Log-probability.
         logprob: f32,
         /// The best-ranked tokens at its place, best first.

@@ -326,8 +326,9 @@ fn report_prompt(
     let from = sequence.reported.max(part.start + 1);
     for position in from..sequence.prompt().min(part.start + part.rows + 1) {
         let row = out.row(part.first_logits + position - 1 - part.start);
-        match sampler.logprobs(row, sequence.tokens()[position], n, top) {
-            Ok(logprob) => sequence.emit(Event::Prompt { position, logprob, top }),
+        let token = sequence.tokens()[position];
+        match sampler.logprobs(row, token, n, top) {
+            Ok(logprob) => sequence.emit(Event::Prompt { position, token, logprob, top }),
             Err(bad) => {
                 sequence.ended = Some(Err(Error::Logits { position: position - 1, why: bad.why() }));
                 return;

@@ -22,6 +22,10 @@ use tokenizers::{
 /// runs above a million, and the cut, hence the ids, would be wrong from there on.
 const MAX_WHITESPACE_RUN: usize = 500_000;
 
+/// The marks before the text before a gap, between the two texts, and behind them, as families call them.
+const GAP_MARKS: [[&str; 3]; 2] =
+    [["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"], ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]];
+
 /// What happens to text that spells an added token such as `<think>` or `<｜User｜>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Specials {
@@ -159,6 +163,30 @@ impl Tokenizer {
                 more => drop(ids.drain(1..more)),
             }
         }
+        Ok(ids)
+    }
+
+    /// Token ids of a prompt after which the model writes what stands between `before` and `after` (DeepSeek-Coder's README,
+    /// "Code Insertion"; Qwen2.5-Coder's README, "Fill in the middle"). Both texts are encoded as plain text.
+    ///
+    /// # Errors
+    /// [`TextError::Field`] if the vocabulary has no marks for this, else as [`encode`](Self::encode).
+    pub fn encode_gap(&self, before: &str, after: &str) -> Result<Vec<u32>> {
+        let marks = GAP_MARKS
+            .iter()
+            .find_map(|[begin, hole, end]| Some([self.id_of(begin)?, self.id_of(hole)?, self.id_of(end)?]));
+        let [begin, hole, end] = marks.ok_or_else(|| TextError::Field {
+            file: "vocabulary".into(),
+            field: "marks for filling a gap".into(),
+            expected: "three tokens such as <｜fim▁begin｜>".into(),
+            found: "none: this model was not trained for it".into(),
+        })?;
+        let mut ids: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
+        ids.push(begin);
+        ids.extend(self.encode(before, Specials::Plain)?);
+        ids.push(hole);
+        ids.extend(self.encode(after, Specials::Plain)?);
+        ids.push(end);
         Ok(ids)
     }
 

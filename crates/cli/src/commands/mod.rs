@@ -7,6 +7,7 @@ mod logits;
 mod models;
 mod pull;
 mod run;
+mod serve;
 mod show;
 mod tokenize;
 mod verify;
@@ -39,6 +40,7 @@ const EXAMPLES: &str = "Start here:
 More:
   fathom run -m r1-1.5b 'Why is the sky blue?'
   git diff | fathom run -m r1-7b 'Review this change:'
+  fathom serve r1-7b                   OpenAI's, Anthropic's and Ollama's APIs, and a page
   fathom show r1-7b                    what it is and the memory it takes
   fathom bench r1-7b                   how fast it runs here
 
@@ -49,6 +51,7 @@ Exit status: 0 done, 1 failed, 2 wrong command line, 130 interrupted.
 pub(crate) enum Command {
     Chat(Box<chat::Args>),
     Run(Box<run::Args>),
+    Serve(Box<serve::Args>),
     Show(show::Args),
     Tokenize(tokenize::Args),
     Logits(logits::Args),
@@ -68,6 +71,7 @@ impl Command {
         match self {
             Command::Chat(args) => chat::run(&args),
             Command::Run(args) => run::run(&args),
+            Command::Serve(args) => serve::run(&args),
             Command::Show(args) => show::run(&args),
             Command::Tokenize(args) => tokenize::run(args),
             Command::Logits(args) => logits::run(&args),

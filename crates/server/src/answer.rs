@@ -1,0 +1,456 @@
+//! From an [`Ask`] to the pieces of its answers, and from these to a response, whole or streamed.
+//!
+//! The engine's thread hands pieces over by a channel that never blocks; a reader that falls behind pauses its
+//! sequence. Dropping an [`Answer`], as happens when a client leaves, cancels it before the engine's next step.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use fathom_engine::{ChatEvent, ChatModel, Event, Flow, Id, Request, TextOptions, Transcriber};
+use fathom_text::{Clock, RenderOptions, Thinking};
+use serde_json::Value;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, timeout_at};
+
+use crate::ask::{Ask, Choice, Heading, Input, Piece, Scored, ToolChoice, total};
+use crate::models::Served;
+use crate::{App, Refusal, random_id, unix_now};
+
+/// Pieces that may wait for a slow reader before its sequence is paused, and the number at which it goes on.
+const HIGH: usize = 512;
+const LOW: usize = 64;
+
+/// How often a silent stream says that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Turns pieces into a dialect's bytes.
+pub(crate) trait Encode: Send + 'static {
+    /// Type of a streamed body.
+    const STREAM: &'static str = "text/event-stream";
+    /// What a silent stream says from time to time.
+    const ALIVE: &'static str = ": keep-alive\n\n";
+    /// Whether a client that waits for a whole answer gets blank lines meanwhile.
+    const PATIENT: bool = false;
+
+    /// The whole answer.
+    fn whole(&mut self, choices: &[Choice]) -> Value;
+    /// The beginning of a stream.
+    fn open(&mut self, out: &mut String);
+    /// A piece in a stream. `so_far` is the choice with the piece taken in.
+    fn piece(&mut self, index: usize, piece: &Piece, so_far: &Choice, out: &mut String);
+    /// The end of a stream.
+    fn close(&mut self, choices: &[Choice], out: &mut String);
+    /// The end of a stream that broke.
+    fn broken(&mut self, refusal: &Refusal, out: &mut String);
+}
+
+/// Appends a server-sent event.
+pub(crate) fn sse(out: &mut String, name: Option<&str>, data: &Value) {
+    if let Some(name) = name {
+        out.push_str("event: ");
+        out.push_str(name);
+        out.push('\n');
+    }
+    out.push_str("data: ");
+    out.push_str(&data.to_string());
+    out.push_str("\n\n");
+}
+
+/// The running answers to one ask.
+pub(crate) struct Answer {
+    served: Arc<Served>,
+    ids: Vec<Id>,
+    lanes: Vec<Lane>,
+    receiver: UnboundedReceiver<(usize, Piece)>,
+    unfinished: usize,
+    /// Answers to each input.
+    n: usize,
+    started: Instant,
+    app: Arc<App>,
+    request_id: String,
+}
+
+/// Between the engine's thread and the reader of one answer.
+#[derive(Clone, Default)]
+struct Lane {
+    waiting: Arc<AtomicUsize>,
+    paused: Arc<AtomicBool>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if self.unfinished > 0 {
+            self.ids.iter().for_each(|&id| self.served.engine.cancel(id));
+            self.app.metrics.cancelled.fetch_add(1, Ordering::Relaxed);
+        }
+        self.app.metrics.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Answer {
+    /// Renders, tokenises and submits. The refusals of everything that can be known before computing come from here.
+    pub(crate) async fn start(app: &Arc<App>, ask: Ask, request_id: &str) -> Result<(Self, Heading), Refusal> {
+        let (name, aliased) = app.models.resolve(&ask.model)?;
+        let (choices, most) = (ask.inputs.len() * ask.n, app.limits.choices);
+        if choices > most {
+            return Err(Refusal::field("n", format!("asks for {choices} answers, at most {most} are allowed")));
+        }
+        if app.draining.load(Ordering::Relaxed) {
+            return Err(Refusal::Unavailable("the server is shutting down".into()));
+        }
+        let served = app.models.get(&name).await?;
+        let heading =
+            Heading { n: ask.n, id: random_id(), created: unix_now(), model: name, chat: served.chat.clone() };
+        let (sender, receiver) = unbounded_channel();
+        let lanes: Vec<Lane> = (0..choices).map(|_| Lane::default()).collect();
+        let mut answer = Answer {
+            served: Arc::clone(&served),
+            ids: Vec::new(),
+            lanes: lanes.clone(),
+            receiver,
+            unfinished: choices,
+            n: ask.n,
+            started: Instant::now(),
+            app: Arc::clone(app),
+            request_id: request_id.to_owned(),
+        };
+        app.metrics.running.fetch_add(1, Ordering::Relaxed);
+        // Templates and tokenizers compute for a while.
+        let submitted = tokio::task::spawn_blocking(move || submit(&served, &ask, aliased, &lanes, &sender)).await;
+        let (ids, result) = submitted.map_err(|_| Refusal::Failed("preparing the prompt broke off".into()))?;
+        answer.ids = ids;
+        result?;
+        Ok((answer, heading))
+    }
+
+    /// The next piece of any of the answers; none after the last.
+    async fn next(&mut self) -> Option<(usize, Piece)> {
+        if self.unfinished == 0 {
+            return None;
+        }
+        let Some((index, piece)) = self.receiver.recv().await else {
+            self.unfinished = 0;
+            return Some((0, Piece::Failed(Refusal::Failed("the engine ended without an answer".into()))));
+        };
+        let lane = &self.lanes[index];
+        let waiting = lane.waiting.fetch_sub(1, Ordering::Relaxed) - 1;
+        if waiting <= LOW && lane.paused.swap(false, Ordering::Relaxed) {
+            self.served.engine.resume(self.ids[index]);
+        }
+        if matches!(piece, Piece::Done { .. } | Piece::Failed(_)) {
+            self.unfinished -= 1;
+        }
+        Some((index, piece))
+    }
+
+    /// The next piece, or a refusal once a time limit has passed.
+    async fn next_in_time(&mut self, begun: bool) -> Option<(usize, Piece)> {
+        let limits = &self.app.limits;
+        let limit = if begun { limits.total } else { limits.first_token };
+        let deadline = self.started + limit;
+        let mut over = self.app.over.subscribe();
+        let in_time = tokio::select! {
+            piece = timeout_at(deadline, self.next()) => piece,
+            _ = over.wait_for(|over| *over) => {
+                return Some((0, Piece::Failed(Refusal::Unavailable("the server is shutting down".into()))));
+            }
+        };
+        match in_time {
+            Ok(piece) => piece,
+            Err(_) => {
+                let what = if begun { "the answer" } else { "the first token" };
+                let why = format!("{what} took longer than the {} s that this server allows", limit.as_secs());
+                Some((0, Piece::Failed(Refusal::Unavailable(why))))
+            }
+        }
+    }
+
+    /// Waits for the whole of all answers.
+    pub(crate) async fn collect(mut self) -> Result<Vec<Choice>, Refusal> {
+        let mut choices = vec![Choice::default(); self.lanes.len()];
+        let mut begun = false;
+        while let Some((index, piece)) = self.next_in_time(begun).await {
+            begun |= begins(&piece);
+            choices[index].take(&piece);
+            if let Piece::Failed(refusal) = piece {
+                self.note(&choices, Some(&refusal));
+                return Err(refusal);
+            }
+        }
+        self.note(&choices, None);
+        Ok(choices)
+    }
+
+    /// Counts and logs an ended answer.
+    fn note(&self, choices: &[Choice], refusal: Option<&Refusal>) {
+        let usage = total(choices, self.n);
+        self.app.metrics.answered(&usage);
+        let ending = match (refusal, choices.first().and_then(|c| c.done.as_ref())) {
+            (Some(refusal), _) => refusal.to_string(),
+            (None, Some((ending, _))) => format!("{ending:?}").split('(').next().unwrap_or_default().to_lowercase(),
+            (None, None) => "none".to_owned(),
+        };
+        self.app.log.line(&serde_json::json!({
+            "event": "answer", "request": self.request_id, "model": self.served.offer.name, "ending": ending,
+            "prompt_tokens": usage.prompt, "cached_tokens": usage.cached, "completion_tokens": usage.completion,
+            "queue_s": usage.queue_s, "first_token_s": usage.first_token_s(), "decode_s": usage.decode_s,
+        }));
+    }
+}
+
+/// Submits every answer of an ask. Returns what was submitted even if a later one was refused.
+fn submit(
+    served: &Served,
+    ask: &Ask,
+    aliased: Thinking,
+    lanes: &[Lane],
+    sender: &UnboundedSender<(usize, Piece)>,
+) -> (Vec<Id>, Result<(), Refusal>) {
+    let mut ids = Vec::new();
+    for (index, lane) in lanes.iter().enumerate() {
+        let options = ask.wish.options(&served.defaults, index % ask.n);
+        let input = &ask.inputs[index / ask.n];
+        let submitted = request(&served.chat, input, aliased, &options).and_then(|(mut request, transcriber)| {
+            request.prompt_logprobs = ask.wish.prompt_logprobs;
+            if request.prompt_logprobs.is_some() {
+                lane.waiting.fetch_add(1, Ordering::Relaxed);
+                // The receiver outlives this function, or nobody wants the answer.
+                let _ = sender.send((index, Piece::Given(request.prompt.clone())));
+            }
+            Ok(served.engine.submit(request, sink(index, transcriber, lane.clone(), sender.clone()))?)
+        });
+        match submitted {
+            Ok(id) => ids.push(id),
+            Err(refusal) => return (ids, Err(refusal)),
+        }
+    }
+    (ids, Ok(()))
+}
+
+/// The engine's request for an input.
+fn request(
+    chat: &ChatModel,
+    input: &Input,
+    aliased: Thinking,
+    options: &TextOptions,
+) -> Result<(Request, Transcriber), Refusal> {
+    match input {
+        Input::Text(text) => Ok(chat.complete(text, options)?),
+        Input::Tokens(tokens) => Ok(chat.continue_tokens(tokens.clone(), options)?),
+        Input::Gap { before, after } => Ok(chat.fill(before, after, options)?),
+        Input::Chat(conversation) => {
+            let template = chat.template()?;
+            let asked = conversation.thinking;
+            if asked == Thinking::On && !template.reasons() {
+                return Err(Refusal::field("thinking", "this model does not reason"));
+            }
+            let offered = !conversation.tools.is_empty() && conversation.choice != ToolChoice::None;
+            if offered && template.tool_form().is_none() {
+                return Err(Refusal::field("tools", "this model's template knows no tools"));
+            }
+            let thinking = match (asked, aliased) {
+                (Thinking::Default, aliased) if template.reasons() => aliased,
+                (asked, _) => asked,
+            };
+            let render = RenderOptions {
+                tools: if offered { conversation.tools.clone() } else { Vec::new() },
+                thinking,
+                now: Clock { unix_seconds: unix_now() as i64, utc_offset_seconds: 0 },
+                ..RenderOptions::default()
+            };
+            Ok(chat.chat(&conversation.messages, &render, options)?)
+        }
+    }
+}
+
+/// The engine's end of a lane.
+fn sink(
+    index: usize,
+    mut transcriber: Transcriber,
+    lane: Lane,
+    sender: UnboundedSender<(usize, Piece)>,
+) -> impl FnMut(Event<'_>) -> Flow + Send + 'static {
+    let send = move |piece: Piece| {
+        let waiting = lane.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+        match sender.send((index, piece)) {
+            Err(_) => Flow::Stop,
+            Ok(()) if waiting >= HIGH => {
+                lane.paused.store(true, Ordering::Relaxed);
+                Flow::Pause
+            }
+            Ok(()) => Flow::Continue,
+        }
+    };
+    // White space before the first word of reasoning and answer belongs to neither, if there is reasoning.
+    let (mut reasoned, mut reasoning_begun, mut text_begun) = (false, false, false);
+    move |event| {
+        if let Event::Prompt { position: _, logprob, top, token } = event {
+            return send(Piece::Prompt(Scored { token, logprob, top: top.to_vec() }));
+        }
+        transcriber.event(event, |event| {
+            let piece = match event {
+                ChatEvent::Accepted { prompt, cached } => Piece::Accepted { prompt, cached },
+                ChatEvent::Reasoning(text) => {
+                    reasoned = true;
+                    let text = if reasoning_begun { text } else { text.trim_start() };
+                    reasoning_begun |= !text.is_empty();
+                    Piece::Reasoning(text.to_owned())
+                }
+                ChatEvent::Text(text) => {
+                    let text = if text_begun || !reasoned { text } else { text.trim_start() };
+                    text_begun |= !text.is_empty();
+                    Piece::Text(text.to_owned())
+                }
+                ChatEvent::TextWasReasoning => {
+                    (reasoned, text_begun) = (true, false);
+                    Piece::TextWasReasoning
+                }
+                ChatEvent::ToolCall { mut call, raw: _ } => {
+                    call.id = Some(format!("call_{}", random_id()));
+                    Piece::Call(call)
+                }
+                // What is no call is shown as it is.
+                ChatEvent::MalformedCall { raw, .. } => Piece::Text(raw.to_owned()),
+                ChatEvent::Token { token, logprob, top } => Piece::Token(Scored { token, logprob, top: top.to_vec() }),
+                ChatEvent::Done { ending, usage } => Piece::Done { ending, usage },
+                ChatEvent::Failed(error) => Piece::Failed(error.into()),
+            };
+            match piece {
+                Piece::Text(text) | Piece::Reasoning(text) if text.is_empty() => Flow::Continue,
+                piece => send(piece),
+            }
+        })
+    }
+}
+
+/// Answers an ask in a dialect, whole or streamed.
+pub(crate) async fn respond<E: Encode>(
+    app: &Arc<App>,
+    request_id: &str,
+    ask: Ask,
+    encoder: impl FnOnce(Heading) -> E,
+) -> Result<Response, Refusal> {
+    let (stream, inert) = (ask.stream, ask.inert.join(", "));
+    let (answer, heading) = Answer::start(app, ask, request_id).await?;
+    let encoder = encoder(heading);
+    let mut response = if stream {
+        streamed(answer, encoder)
+    } else if E::PATIENT {
+        patient(answer, encoder).await?
+    } else {
+        whole(answer, encoder).await?
+    };
+    if let Ok(inert) = HeaderValue::from_str(&inert)
+        && !inert.is_empty()
+    {
+        response.headers_mut().insert("fathom-inert", inert);
+    }
+    Ok(response)
+}
+
+/// A JSON body.
+pub(crate) fn json(value: &Value) -> Response {
+    let mut response = Response::new(Body::from(value.to_string()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn whole<E: Encode>(answer: Answer, mut encoder: E) -> Result<Response, Refusal> {
+    let choices = answer.collect().await?;
+    Ok(json(&encoder.whole(&choices)))
+}
+
+/// As [`whole`], with blank lines once it takes long: they keep proxies from hanging up, and JSON readers skip them.
+async fn patient<E: Encode>(answer: Answer, mut encoder: E) -> Result<Response, Refusal> {
+    let mut work = Box::pin(answer.collect());
+    if let Ok(choices) = tokio::time::timeout(KEEP_ALIVE, &mut work).await {
+        return Ok(json(&encoder.whole(&choices?)));
+    }
+    let body = futures_util::stream::unfold(Some((work, encoder)), |state| async {
+        let (mut work, mut encoder) = state?;
+        let (text, rest) = match tokio::time::timeout(KEEP_ALIVE, &mut work).await {
+            Err(_) => ("\n".to_owned(), Some((work, encoder))),
+            Ok(Ok(choices)) => (encoder.whole(&choices).to_string(), None),
+            Ok(Err(refusal)) => {
+                let mut out = String::new();
+                encoder.broken(&refusal, &mut out);
+                (out.trim_start_matches("data: ").to_owned(), None)
+            }
+        };
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), rest))
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+fn streamed<E: Encode>(answer: Answer, encoder: E) -> Response {
+    let choices = vec![Choice::default(); answer.lanes.len()];
+    let state = Stream { answer, encoder, choices, opened: false, begun: false, closed: false };
+    let body = futures_util::stream::unfold(state, |mut state| async {
+        let text = state.more().await?;
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), state))
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(E::STREAM));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // nginx would collect the stream otherwise.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// Whether computing has brought something.
+fn begins(piece: &Piece) -> bool {
+    !matches!(piece, Piece::Given(_) | Piece::Accepted { .. })
+}
+
+/// A streamed response under way.
+struct Stream<E> {
+    answer: Answer,
+    encoder: E,
+    choices: Vec<Choice>,
+    opened: bool,
+    begun: bool,
+    closed: bool,
+}
+
+impl<E: Encode> Stream<E> {
+    /// The next bytes, none at the end.
+    async fn more(&mut self) -> Option<String> {
+        if self.closed {
+            return None;
+        }
+        let mut out = String::new();
+        if !std::mem::replace(&mut self.opened, true) {
+            self.encoder.open(&mut out);
+        }
+        while out.is_empty() {
+            match tokio::time::timeout(KEEP_ALIVE, self.answer.next_in_time(self.begun)).await {
+                Err(_) => out.push_str(E::ALIVE),
+                Ok(None) => {
+                    self.closed = true;
+                    self.encoder.close(&self.choices, &mut out);
+                    self.answer.note(&self.choices, None);
+                    break;
+                }
+                Ok(Some((_, Piece::Failed(refusal)))) => {
+                    self.closed = true;
+                    self.encoder.broken(&refusal, &mut out);
+                    self.answer.note(&self.choices, Some(&refusal));
+                    break;
+                }
+                Ok(Some((index, piece))) => {
+                    self.begun |= begins(&piece);
+                    self.choices[index].take(&piece);
+                    self.encoder.piece(index, &piece, &self.choices[index], &mut out);
+                }
+            }
+        }
+        Some(out)
+    }
+}

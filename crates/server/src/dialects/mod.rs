@@ -1,0 +1,67 @@
+//! The languages that clients speak, one file each, over the neutral `Ask` and `Piece`. Their names stand nowhere else.
+
+mod chat;
+mod openai;
+mod service;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::handler::HandlerWithoutStateExt as _;
+use axum::routing::MethodRouter;
+use serde_json::Value;
+
+use crate::guard::RequestId;
+use crate::{App, Refusal};
+
+/// All paths.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let router = Router::new().merge(service::routes()).merge(openai::routes());
+    router
+        .method_not_allowed_fallback(wrong_method)
+        .fallback_service(nothing_here.into_service())
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), crate::guard::guard))
+        .with_state(app)
+}
+
+async fn nothing_here(request: Request) -> Refusal {
+    Refusal::NoPath(request.uri().path().to_owned())
+}
+
+async fn wrong_method(request: Request) -> Refusal {
+    Refusal::Method(format!("{} does not take {}", request.uri().path(), request.method()))
+}
+
+/// Status and body of a refusal in the shape of the path's dialect.
+pub(crate) fn error(path: &str, refusal: &Refusal, request_id: &str) -> (u16, Value) {
+    let _ = path;
+    openai::error(refusal, request_id)
+}
+
+/// A request's body as JSON, and its id.
+pub(crate) async fn body(app: &App, request: Request) -> Result<(Value, String), Refusal> {
+    let id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
+    let limit = app.limits.body_bytes;
+    let declared = request.headers().get("content-length").and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|n| n > limit) {
+        return Err(Refusal::TooLarge(limit));
+    }
+    let bytes = tokio::time::timeout(app.limits.body, axum::body::to_bytes(request.into_body(), limit)).await;
+    let slow = |_| Refusal::Malformed(format!("the body took longer than {} s", Duration::as_secs(&app.limits.body)));
+    let bytes = bytes.map_err(slow)?.map_err(|e| match e.to_string() {
+        why if why.contains("length limit") => Refusal::TooLarge(limit),
+        why => Refusal::Malformed(format!("the body broke off: {why}")),
+    })?;
+    let value = serde_json::from_slice(&bytes);
+    Ok((value.map_err(|e| Refusal::Malformed(format!("the body is no JSON: {e}")))?, id))
+}
+
+/// Routes of one dialect.
+pub(crate) type Routes = Router<Arc<App>>;
+
+/// The same handler on several paths.
+pub(crate) fn on(routes: Routes, paths: &[&str], handler: MethodRouter<Arc<App>>) -> Routes {
+    paths.iter().fold(routes, |routes, path| routes.route(path, handler.clone()))
+}
