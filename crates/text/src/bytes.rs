@@ -33,9 +33,9 @@ pub(crate) fn char_of_byte(byte: u8) -> char {
     CHAR_OF_BYTE[usize::from(byte)]
 }
 
-/// `text` in the alphabet of byte-level vocabularies: " the" is "Ġthe".
-pub fn byte_level(text: &str) -> String {
-    text.bytes().map(char_of_byte).collect()
+/// Bytes in the alphabet of byte-level vocabularies: " the" is "Ġthe".
+pub fn byte_level(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| char_of_byte(*b)).collect()
 }
 
 /// The byte that `c` stands for, or `None` if it is outside the alphabet.

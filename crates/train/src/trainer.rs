@@ -4,6 +4,7 @@
 //! loss for the token after the next, times λ (V3 paper, section 2.2). The head runs over chunks of rows, so that logits of a large
 //! vocabulary are never all there at once. On request blocks keep only their inputs and are computed again on the way back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fathom_core::{Grad, LatentForm, Proj, Resident, Routing, Shape, Tensor};
@@ -11,13 +12,16 @@ use fathom_model::names::{Slot, TensorId};
 use fathom_model::{BLOCK, Batch, Decoder, Logits, NoProbe, Probe, Result};
 
 use crate::optim::Optimiser;
-use crate::params::Params;
+use crate::params::{Param, Params};
 use crate::tape::Tape;
 
 /// Rows of the head at a time, at most,
 const HEAD_ROWS: usize = 1024;
 /// and the logits that they have together.
 const HEAD_LOGITS: usize = 1 << 25;
+
+/// Rows that go through the model together unless told otherwise: what their tape takes is all there at once.
+const STEP_ROWS: usize = 4096;
 
 /// A sequence to learn from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,37 +60,91 @@ pub struct Trainer {
     /// Whether blocks keep only their inputs and are computed again on the way back: less memory, a third more work
     /// (Chen et al. 2016). The result is the same to the last bit.
     pub recompute: bool,
-    backend: Arc<dyn Grad>,
+    /// Rows that go through the model together; the derivatives of a larger step are added up part by part.
+    pub step_rows: usize,
+    pub(crate) backend: Arc<dyn Grad>,
     /// A decoder whose own weights do not learn outlives its step.
     held: Option<(Arc<Tape>, Decoder)>,
 }
 
 /// Targets of a batch: for every row the token asked for, and how much it counts.
-struct Targets {
-    tokens: Vec<u32>,
-    weights: Vec<f32>,
+#[derive(Default)]
+pub(crate) struct Targets {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) weights: Vec<f32>,
 }
 
 impl Targets {
-    /// Of row i of an example: token `i + ahead`, if there is one and it counts; all weights sum to 1.
-    fn new(examples: &[Example], ahead: usize) -> Self {
-        let (mut tokens, mut weights) = (Vec::new(), Vec::new());
+    /// Of row i of an example: token `i + ahead`, if there is one and it counts; each counting one weighs 1 / `counted`.
+    fn new(examples: &[Example], ahead: usize, counted: usize) -> Self {
+        let mut targets = Targets::default();
+        let one = 1.0 / counted.max(1) as f32;
         for e in examples {
             for i in 0..e.tokens.len() - 1 {
                 let target = e.tokens.get(i + ahead);
-                tokens.push(target.copied().unwrap_or(0));
-                weights.push(if target.is_some() && i + ahead >= e.from { 1.0 } else { 0.0 });
+                targets.tokens.push(target.copied().unwrap_or(0));
+                targets.weights.push(if target.is_some() && i + ahead >= e.from { one } else { 0.0 });
             }
         }
-        let sum: f32 = weights.iter().sum();
-        weights.iter_mut().for_each(|w| *w /= sum.max(1.0));
-        Targets { tokens, weights }
+        targets
     }
+
+    /// How many rows of the examples count.
+    fn counted(examples: &[Example], ahead: usize) -> usize {
+        examples.iter().map(|e| e.tokens.len().saturating_sub(e.from.max(ahead))).sum()
+    }
+}
+
+/// Derivative of the loss by the log-probability of a row's target, given the row and that log-probability.
+pub(crate) type Slope<'a> = &'a mut dyn FnMut(usize, f32) -> f64;
+
+/// What goes through the model together, and what is asked of it.
+pub(crate) struct Work<'a> {
+    pub(crate) batch: Batch,
+    /// The next tokens.
+    pub(crate) next: Targets,
+    /// Those after them, for the prediction block; none: it takes no part.
+    pub(crate) after: Option<Targets>,
+    /// The loss, where it is another function of the log-probabilities than their weighted sum; what is returned as loss is
+    /// not it then.
+    pub(crate) slope: Option<Slope<'a>>,
+}
+
+/// Sequences side by side, without a cache.
+pub(crate) fn fresh_batch<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Batch {
+    let mut batch = Batch::new(BLOCK);
+    for tokens in sequences {
+        // Without a cache the table is never looked at; it only has to be long enough.
+        let table = vec![0; tokens.len().div_ceil(BLOCK)];
+        batch.push(tokens, 0, &table, LatentForm::Plain, Logits::None);
+    }
+    batch
+}
+
+/// Cuts sequences of the lengths that `len` gives into parts of at most `rows` rows, but at least one sequence.
+pub(crate) fn parts<S>(all: &[S], rows: usize, len: impl Fn(&S) -> usize) -> Vec<&[S]> {
+    let (mut parts, mut start, mut sum) = (Vec::new(), 0, 0);
+    for (i, s) in all.iter().enumerate() {
+        sum += len(s) - 1;
+        if sum > rows && i > start {
+            parts.push(&all[start..i]);
+            (start, sum) = (i, len(s) - 1);
+        }
+    }
+    parts.push(&all[start..]);
+    parts
+}
+
+/// `log softmax(z)[target]`.
+pub(crate) fn logprob(z: &[f32], target: u32) -> f32 {
+    let peak = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = z.iter().map(|v| f64::from(v - peak).exp()).sum();
+    (f64::from(z[target as usize] - peak) - sum.ln()) as f32
 }
 
 /// Counts how many rows each expert gets.
 #[derive(Default)]
-struct Load {
+pub(crate) struct Load {
     layers: Vec<(usize, Vec<u32>)>,
 }
 
@@ -102,7 +160,7 @@ impl Probe for Load {
 impl Trainer {
     /// A trainer on `backend`.
     pub fn new(params: Params, optimiser: Optimiser, backend: Arc<dyn Grad>) -> Self {
-        Trainer { params, optimiser, draft_weight: 0.3, recompute: false, backend, held: None }
+        Trainer { params, optimiser, draft_weight: 0.3, recompute: false, step_rows: STEP_ROWS, backend, held: None }
     }
 
     /// One step at learning rate `lr`.
@@ -113,32 +171,39 @@ impl Trainer {
     /// # Panics
     /// If an example has fewer than two tokens.
     pub fn step(&mut self, examples: &[Example], lr: f32) -> Result<Report> {
-        let b = self.backend.clone();
-        let mut batch = Batch::new(BLOCK);
         for e in examples {
             assert!(e.tokens.len() > 1, "invariant: an example has a token and one to predict");
-            let rows = &e.tokens[..e.tokens.len() - 1];
-            // Without a cache the table is never looked at; it only has to be long enough.
-            let table = vec![0; rows.len().div_ceil(BLOCK)];
-            batch.push(rows, 0, &table, LatentForm::Plain, Logits::None);
         }
-        let mut grads: Vec<Option<Tensor>> = Vec::with_capacity(self.params.all.len());
-        for p in &self.params.all {
-            grads.push(Some(b.zeros(Shape::matrix(p.demand.rows, p.demand.cols))?));
+        let mut grads = self.zeros()?;
+        let counted = [Targets::counted(examples, 1), Targets::counted(examples, 2)];
+        let (mut load, mut loss, mut draft_loss) = (Load::default(), 0.0, None);
+        for part in parts(examples, self.step_rows, |e| e.tokens.len()) {
+            let work = Work {
+                batch: fresh_batch(part.iter().map(|e| &e.tokens[..e.tokens.len() - 1])),
+                next: Targets::new(part, 1, counted[0]),
+                after: Some(Targets::new(part, 2, counted[1])),
+                slope: None,
+            };
+            let (l, d) = self.derivatives(work, &mut grads, &mut load)?;
+            loss += l;
+            draft_loss = d.map(|d| draft_loss.unwrap_or(0.0) + d);
         }
-        let mut load = Load::default();
-        let (loss, draft_loss) = self.derivatives(&batch, examples, &mut grads, &mut load)?;
-        let norm = self.optimiser.step(&*b, lr, &mut self.params, &grads)?;
+        let norm = self.optimiser.step(&*self.backend, lr, &mut self.params, &grads)?;
         let load = self.balance(load);
-        let counted = Targets::new(examples, 1).weights.iter().filter(|w| **w > 0.0).count();
-        Ok(Report { loss, draft_loss, norm, tokens: batch.rows(), counted, load })
+        let tokens = examples.iter().map(|e| e.tokens.len() - 1).sum();
+        Ok(Report { loss, draft_loss, norm, tokens, counted: counted[0], load })
     }
 
-    /// Runs forward and back; adds derivatives to `grads`.
-    fn derivatives(
+    /// A place for every parameter's derivative.
+    pub(crate) fn zeros(&self) -> Result<Vec<Option<Tensor>>> {
+        let zeros = |p: &Param| Ok(Some(self.backend.zeros(Shape::matrix(p.demand.rows, p.demand.cols))?));
+        self.params.all.iter().map(zeros).collect()
+    }
+
+    /// Runs forward and back; adds derivatives to `grads`. Returns the loss, and the prediction block's.
+    pub(crate) fn derivatives(
         &mut self,
-        batch: &Batch,
-        examples: &[Example],
+        work: Work<'_>,
         grads: &mut [Option<Tensor>],
         load: &mut Load,
     ) -> Result<(f64, Option<f64>)> {
@@ -153,7 +218,7 @@ impl Trainer {
                 (tape, decoder)
             }
         };
-        let losses = self.walk(&tape, &decoder, batch, examples, grads, load)?;
+        let losses = self.walk(&tape, &decoder, work, grads, load)?;
         if self.params.adapter().is_some() {
             // The adapter's weights are to change; nobody else may hold them then.
             decoder.adapt(None)?;
@@ -167,11 +232,11 @@ impl Trainer {
         &self,
         tape: &Tape,
         decoder: &Decoder,
-        batch: &Batch,
-        examples: &[Example],
+        work: Work<'_>,
         grads: &mut [Option<Tensor>],
         load: &mut Load,
     ) -> Result<(f64, Option<f64>)> {
+        let Work { batch, next, after, slope } = work;
         let mut h = decoder.embed(&batch.tokens)?;
         let mut inputs = Vec::new();
         tape.pause(self.recompute);
@@ -179,22 +244,20 @@ impl Trainer {
             if self.recompute {
                 inputs.push(tape.open("block", &h)?);
             }
-            h = decoder.block_fresh(block, h, batch, load)?;
+            h = decoder.block_fresh(block, h, &batch, load)?;
         }
         tape.pause(false);
         let top = if self.recompute { tape.leaf(tape.open("block", &h)?) } else { h };
         let h = decoder.final_norm(&top)?;
         let head = decoder.head.as_ref().unwrap_or(&decoder.embed);
-        let targets = Targets::new(examples, 1);
-        let (loss, dh) = self.head(tape, &h, head, &targets, 1.0, grads)?;
+        let (loss, dh) = self.head(tape, &h, head, (&next, 1.0), slope, grads)?;
         let mut seeds = vec![(h.clone(), dh)];
         let mut draft_loss = None;
-        if let Some(mtp) = &decoder.mtp {
-            let next = Batch { tokens: targets.tokens, ..batch.clone() };
+        if let (Some(mtp), Some(after)) = (&decoder.mtp, &after) {
+            let next = Batch { tokens: next.tokens, ..batch.clone() };
             let drafted = decoder.draft_trunk(&h, &next, None, load)?;
             let head = mtp.head.as_ref().unwrap_or(head);
-            let targets = Targets::new(examples, 2);
-            let (loss, d) = self.head(tape, &drafted, head, &targets, self.draft_weight, grads)?;
+            let (loss, d) = self.head(tape, &drafted, head, (after, self.draft_weight), None, grads)?;
             seeds.push((drafted, d));
             draft_loss = Some(loss);
         }
@@ -203,20 +266,21 @@ impl Trainer {
         for (block, x) in inputs.into_iter().enumerate().rev() {
             let seed = d.take().expect("invariant: the loss depends on every block");
             let x = if block == 0 { decoder.embed(&batch.tokens)? } else { tape.leaf(x) };
-            let y = decoder.block_fresh(block, x.clone(), batch, &mut NoProbe)?;
+            let y = decoder.block_fresh(block, x.clone(), &batch, &mut NoProbe)?;
             d = tape.backward_to(&[(&y, seed)], grads, Some(&x))?;
         }
         Ok((loss, draft_loss))
     }
 
-    /// Loss of the head over hidden states `h` of the tape, its derivative by them, and by its own weight to `grads`.
+    /// Loss of the head over hidden states `h` of the tape for targets times a factor, its derivative by them, and by its own
+    /// weight to `grads`.
     fn head(
         &self,
         tape: &Tape,
         h: &Tensor,
         head: &Resident,
-        targets: &Targets,
-        factor: f32,
+        (targets, factor): (&Targets, f32),
+        mut slope: Option<Slope<'_>>,
         grads: &mut [Option<Tensor>],
     ) -> Result<(f64, Tensor)> {
         let b = &*self.backend;
@@ -230,7 +294,14 @@ impl Trainer {
             let logits = b.linear(&x, &[Proj { weight, bias: None }])?.remove(0);
             let pick = |r: &u32| targets.tokens[*r as usize];
             let wanted: Vec<u32> = rows.iter().map(pick).collect();
-            let weights: Vec<f32> = rows.iter().map(|r| factor * targets.weights[*r as usize]).collect();
+            let mut weights: Vec<f32> = rows.iter().map(|r| factor * targets.weights[*r as usize]).collect();
+            if let Some(slope) = &mut slope {
+                let mut z = vec![0.0; logits.shape.numel()];
+                b.read(&logits, &mut z)?;
+                let each = rows.iter().zip(&wanted).zip(z.chunks_exact(logits.cols()));
+                // Cross-entropy falls with the log-probability by its weight.
+                weights = each.map(|((r, t), z)| -slope(*r as usize, logprob(z, *t)) as f32).collect();
+            }
             let (loss, d) = b.cross_entropy(&logits, &wanted, &weights)?;
             sum += loss / f64::from(factor);
             if let Some(dw) = param.and_then(|p| grads[p].as_mut()) {
@@ -244,16 +315,18 @@ impl Trainer {
 
     /// Moves the routers' correction biases by the load that a step put on the experts; returns the load.
     fn balance(&mut self, load: Load) -> Vec<Vec<u64>> {
-        let mut counts = Vec::new();
+        let mut counts: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
         for (layer, chosen) in load.layers {
             let Some(i) = self.params.find(TensorId::layer(Slot::RouterBias, layer)) else { continue };
-            let bias = self.params.all[i].values_mut();
-            let mut count = vec![0; bias.len()];
+            let count = counts.entry(layer).or_insert_with(|| vec![0; self.params.all[i].values().len()]);
             chosen.iter().for_each(|&e| count[e as usize] += 1);
-            self.optimiser.balance(bias, &count);
-            counts.push(count);
         }
-        counts
+        for (layer, count) in &counts {
+            if let Some(i) = self.params.find(TensorId::layer(Slot::RouterBias, *layer)) {
+                self.optimiser.balance(self.params.all[i].values_mut(), count);
+            }
+        }
+        counts.into_values().collect()
     }
 
     /// A decoder over the live weights, for rollouts and evaluation. It must be gone before the next step.

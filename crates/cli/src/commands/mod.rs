@@ -10,6 +10,7 @@ mod run;
 mod serve;
 mod show;
 mod tokenize;
+mod train;
 mod verify;
 
 use std::process::ExitCode;
@@ -57,6 +58,7 @@ pub(crate) enum Command {
     Logits(logits::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    Train(Box<train::Args>),
     Pull(pull::Args),
     List(models::ListArgs),
     Rm(models::RmArgs),
@@ -77,6 +79,7 @@ impl Command {
             Command::Logits(args) => logits::run(&args),
             Command::Verify(args) => verify::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Train(args) => train::run(&args),
             Command::Pull(args) => pull::run(&args),
             Command::List(args) => models::list(&args),
             Command::Rm(args) => models::rm(&args),

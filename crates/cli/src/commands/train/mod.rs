@@ -1,0 +1,29 @@
+//! `fathom train`: a model from a recipe.
+
+mod recipe;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+/// Train a model from a recipe
+#[derive(clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    long_about = "Train a model from a recipe: vocabulary, pre-training, supervised fine-tuning, reinforcement learning, evaluation.\n\n\
+        A run lives in a folder and goes on from where it was interrupted, whenever that was.",
+    after_help = "Examples:
+  fathom train recipes/mini-r1-quick.toml              all stages, into runs/mini-r1-quick
+  fathom train recipes/mini-r1-quick.toml --stage sft  one stage; it goes on from its last checkpoint
+  fathom train recipes/mini-r1.toml --export mini.gguf --format q8_0
+  fathom run -m mini.gguf 'Was ist 348 + 271?'"
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    recipe: recipe::Args,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    recipe::run(&args.recipe)
+}
