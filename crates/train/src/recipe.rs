@@ -365,7 +365,7 @@ impl Recipe {
         check.within("model.kv_rank", m.kv_rank, 8..=8192);
         check.within("model.nope", m.nope, 4..=1024);
         check.within("model.rope", m.rope, 2..=1024);
-        check.that("model.rope", m.rope % 2 == 0, m.rope, "even");
+        check.that("model.rope", m.rope.is_multiple_of(2), m.rope, "even");
         check.within("model.v_dim", m.v_dim, 4..=1024);
         check.within("model.hidden", m.hidden, 8..=65_536);
         check.within("model.experts", m.experts, 1..=1024);

@@ -177,15 +177,12 @@ impl Run {
         fs::create_dir_all(folder).map_err(Error::io("creating", folder))?;
         let file = folder.join("recipe.json");
         let text = serde_json::to_string_pretty(&recipe).expect("invariant: a recipe is JSON");
-        match fs::read_to_string(&file) {
-            Ok(old) => {
-                let broken = |e: serde_json::Error| Error::Broken { file: file.clone(), why: e.to_string() };
-                let old: Recipe = serde_json::from_str(&old).map_err(broken)?;
-                if let Some(what) = differs(&old, &recipe) {
-                    return Err(Error::OtherRun { folder: folder.to_owned(), what: what.to_owned() });
-                }
+        if let Ok(old) = fs::read_to_string(&file) {
+            let broken = |e: serde_json::Error| Error::Broken { file: file.clone(), why: e.to_string() };
+            let old: Recipe = serde_json::from_str(&old).map_err(broken)?;
+            if let Some(what) = differs(&old, &recipe) {
+                return Err(Error::OtherRun { folder: folder.to_owned(), what: what.to_owned() });
             }
-            Err(_) => {}
         }
         write_file(&file, text.as_bytes())?;
         Ok(Run { recipe, folder: folder.to_owned(), backend, watts })

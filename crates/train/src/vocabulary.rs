@@ -49,7 +49,7 @@ pub fn lists(words: usize) -> Result<VocabLists> {
         }
     }
     // Whole vectors of lanes.
-    while tokens.len() % 32 != 0 {
+    while !tokens.len().is_multiple_of(32) {
         tokens.push(format!("<|unused_{}|>", tokens.len()));
         kinds.push(VocabLists::UNUSED);
     }
