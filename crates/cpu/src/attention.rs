@@ -83,6 +83,10 @@ impl Cpu {
             KvView::Paged { k, v } => (&k.data, &v.data, true),
         };
         let mut out = self.arena.alloc(shape, DType::F32);
+        if self.training.is_some() && !paged {
+            self.attend_trained(op, [q, k, v], spans, spec, &mut out)?;
+            return Ok(out);
+        }
         let (qs, o) = (self.arena.f32s(op, q)?, self.arena.f32s_mut(op, &mut out)?);
         match (elements(op, k)?, elements(op, v)?) {
             (Elements::F32(k), Elements::F32(v)) => self.attend_over(qs, k, v, paged, spans, spec, o),

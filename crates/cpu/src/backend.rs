@@ -13,6 +13,7 @@ use fathom_core::{
 };
 
 use crate::attention::Bands;
+use crate::gemm::Products;
 use crate::kernels::packed::Act;
 use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
@@ -57,6 +58,12 @@ pub struct Cpu {
     pub(crate) acts: Mutex<Vec<Act>>,
     /// Activations rounded to bfloat16.
     pub(crate) brains: Mutex<Vec<[u16; 32]>>,
+    /// What the products of training multiply; `None`: this backend serves.
+    pub(crate) training: Option<Products>,
+    /// The right factor of a product of training, packed.
+    pub(crate) packed: Mutex<Vec<u32>>,
+    /// Rows of its left factor.
+    pub(crate) tiles: Scratch<u32>,
     pub(crate) order: Mutex<Order>,
     pub(crate) bands: Mutex<Bands>,
     /// Bytes that packed weights may still take.
@@ -84,11 +91,25 @@ impl Cpu {
         Cpu::with_pool(pool, options)
     }
 
+    /// A backend to train on, which shares a pool: weights stay as they are, in the caller's memory, and products with them run forward
+    /// as they run backward. Its sums are added in another order than those of a backend that serves, so results agree up to rounding.
+    ///
+    /// # Errors
+    /// If a wanted level of instructions is not present.
+    pub fn training(pool: Arc<Pool>, isa: Option<Level>, products: Products) -> Result<Arc<Cpu>> {
+        let options = CpuOptions { threads: None, isa, precision: Precision::Exact, repack: false };
+        Cpu::build(pool, options, Some(products))
+    }
+
     /// A backend that shares a pool; `options.threads` is ignored, the pool has its own number.
     ///
     /// # Errors
     /// If a wanted level of instructions is not present.
     pub fn with_pool(pool: Arc<Pool>, options: CpuOptions) -> Result<Arc<Cpu>> {
+        Cpu::build(pool, options, None)
+    }
+
+    fn build(pool: Arc<Pool>, options: CpuOptions, training: Option<Products>) -> Result<Arc<Cpu>> {
         let (level, isa) = Level::choose(options.isa)?;
         Ok(Arc::new(Cpu {
             level,
@@ -100,6 +121,9 @@ impl Cpu {
             panels: Scratch::new(pool.threads()),
             acts: Mutex::default(),
             brains: Mutex::default(),
+            training,
+            packed: Mutex::default(),
+            tiles: Scratch::new(pool.threads()),
             order: Mutex::default(),
             bands: Mutex::default(),
             budget: AtomicUsize::new(pack::available_memory().map_or(usize::MAX, |n| n / 5 * 4)),
@@ -246,6 +270,10 @@ impl Backend for Cpu {
             outs.push(self.arena.alloc(Shape::matrix(x.rows(), p.weight.rows), DType::F32));
             let bias = p.bias.map(|b| self.vector(op, b)).transpose()?;
             parts.push(Part { each: &self.held(op, p.weight)?.each, rows: p.weight.rows, bias });
+        }
+        if let Some(products) = self.training {
+            self.trained_products(op, products, xs, x.cols(), &[0, x.rows()], &[0], &parts, &mut outs)?;
+            return Ok(outs);
         }
         self.products(op, xs, x.cols(), &[0, x.rows()], &[0], &parts, &mut outs)?;
         Ok(outs)

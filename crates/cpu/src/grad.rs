@@ -1,51 +1,26 @@
 //! [`Grad`] on the CPU: the derivatives that training needs, in f32 whatever the precision.
 //!
-//! Products go through [`Gemm`]; weights that are not f32 are decoded first (they are frozen ones, under an adapter). Work is cut by
+//! Products are those of `gemm.rs`; weights that are not f32 are decoded first (they are frozen ones, under an adapter). Work is cut by
 //! shapes alone, so a step's result does not depend on the number of threads.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Mutex;
 
 use fathom_core::{
-    AttendSpec, DType, Error, Grad, KvView, Mask, Resident, ResidentExperts, Result, RopeLayout, RouteSpec, Routing,
-    Score, Shape, Spans, Tensor, check,
+    AttendSpec, DType, Error, Grad, KvView, Resident, ResidentExperts, Result, RopeLayout, RouteSpec, Routing, Score,
+    Shape, Spans, Tensor, check,
 };
 
 use crate::backend::lock;
-use crate::kernels::gemm::{AttendGrad, CrossEntropy, Gemm, Strided, SwiGluGrad, WIDTH};
-use crate::kernels::rows::Rope;
-use crate::matrix::{Held, Matrix};
-use crate::pool::Grid;
+use crate::gemm::Factors;
+use crate::kernels::gemm::Strided;
+use crate::kernels::grad::{CrossEntropy, SwiGluGrad};
+use crate::kernels::rows::{AddScaled, Rope};
+use crate::matrix::Held;
 use crate::{Cpu, DEVICE};
 
 impl Cpu {
-    /// `out (+)= A·B`: `out` is `[rows, cols]`, the inner dimension `depth`.
-    fn gemm(&self, a: Strided<'_>, b: Strided<'_>, depth: usize, out: &mut [f32], cols: usize, add: bool) {
-        let rows = out.len() / cols.max(1);
-        if rows == 0 {
-            return;
-        }
-        self.scratch.reserve(depth * WIDTH);
-        let mut grid = Grid::new(rows, WIDTH).out(out, cols);
-        self.pool.rects(&mut grid, |task, mut rect| {
-            let mut panel = self.scratch.lock(task.worker);
-            b.pack(depth, rect.first, rect.width, &mut panel);
-            self.isa.run(Gemm { a, depth, panel: &panel, rect: &mut rect, add });
-        });
-    }
-
-    /// The values of a matrix, decoded into `room`.
-    fn values<'a>(&self, m: &'a Matrix, shape: (usize, usize), room: &'a mut Vec<f32>) -> &'a [f32] {
-        let (rows, cols) = shape;
-        room.resize(rows * cols, 0.0);
-        let n = Self::grain(rows, 8 * cols);
-        self.pool.chunks_mut(room, n * cols, |first, out| {
-            for (i, out) in out.chunks_exact_mut(cols).enumerate() {
-                m.decode_row(first / cols + i, out);
-            }
-        });
-        room
-    }
-
     fn filled(&self, shape: Shape) -> Result<Tensor> {
         let mut t = self.arena.alloc(shape, DType::F32);
         self.arena.f32s_mut("zeros", &mut t)?.fill(0.0);
@@ -70,11 +45,12 @@ impl Grad for Cpu {
         let op = "linear_dx";
         wide(op, "dy", dy, weight.rows)?;
         let held: &Held = weight.data(op, DEVICE)?;
-        let mut dx = self.arena.alloc(Shape::matrix(dy.rows(), weight.cols), DType::F32);
-        let mut room = Vec::new();
-        let w = self.values(&held.each[0], (weight.rows, weight.cols), &mut room);
-        let (a, b) = (Strided::rows(self.arena.f32s(op, dy)?, weight.rows), Strided::rows(w, weight.cols));
-        self.gemm(a, b, weight.rows, self.arena.f32s_mut(op, &mut dx)?, weight.cols, false);
+        let (rows, cols) = (weight.rows, weight.cols);
+        let mut dx = self.arena.alloc(Shape::matrix(dy.rows(), cols), DType::F32);
+        let w = self.values(&held.each[0], rows, cols);
+        let (a, b) = (Strided::rows(self.arena.f32s(op, dy)?, rows), Strided::rows(&w, cols));
+        let product = Factors { a, b, rows: dy.rows(), depth: rows };
+        self.gemm(self.factors(), &[product], self.arena.f32s_mut(op, &mut dx)?, cols, 1.0, 0.0);
         Ok(dx)
     }
 
@@ -83,7 +59,8 @@ impl Grad for Cpu {
         sized(op, dw, dy.cols(), x.cols())?;
         let a = Strided::rows(self.arena.f32s(op, dy)?, dy.cols()).transposed();
         let b = Strided::rows(self.arena.f32s(op, x)?, x.cols());
-        self.gemm(a, b, x.rows(), self.arena.f32s_mut(op, dw)?, x.cols(), true);
+        let product = Factors { a, b, rows: dy.cols(), depth: x.rows() };
+        self.gemm(self.factors(), &[product], self.arena.f32s_mut(op, dw)?, x.cols(), 1.0, 1.0);
         Ok(())
     }
 
@@ -108,21 +85,32 @@ impl Grad for Cpu {
         let sharing = order.slots.len() / x_rows.max(1);
         let sorted = self.gather(op, dy, &order, 1)?;
         let dys = self.arena.f32s(op, &sorted)?;
-        let mut by_slot = vec![0.0; order.slots.len() * cols];
-        let mut room = Vec::new();
-        for (band, &e) in order.bands.windows(2).zip(&order.experts) {
-            let weight = self.values(&held.each[e], (rows, cols), &mut room);
-            let a = Strided::rows(&dys[band[0] * rows..band[1] * rows], rows);
-            let out = &mut by_slot[band[0] * cols..band[1] * cols];
-            self.gemm(a, Strided::rows(weight, cols), rows, out, cols, false);
-        }
+        let weights: Vec<_> = order.experts.iter().map(|&e| self.values(&held.each[e], rows, cols)).collect();
+        let products: Vec<Factors<'_>> = order
+            .bands
+            .windows(2)
+            .zip(&weights)
+            .map(|(band, w)| Factors {
+                a: Strided::rows(&dys[band[0] * rows..band[1] * rows], rows),
+                b: Strided::rows(w, cols),
+                rows: band[1] - band[0],
+                depth: rows,
+            })
+            .collect();
+        let mut by_slot = self.arena.alloc(Shape::matrix(order.slots.len(), cols), DType::F32);
+        self.gemm(self.factors(), &products, self.arena.f32s_mut(op, &mut by_slot)?, cols, 1.0, 0.0);
         // A row's slots are added in the order of the slots, whatever the experts.
-        let mut dx = self.filled(Shape::matrix(x_rows, cols))?;
-        let dxs = self.arena.f32s_mut(op, &mut dx)?;
-        for (s, &i) in order.places.iter().enumerate() {
-            let to = &mut dxs[s / sharing * cols..(s / sharing + 1) * cols];
-            to.iter_mut().zip(&by_slot[i * cols..]).for_each(|(x, v)| *x += v);
-        }
+        let by_slot = self.arena.f32s(op, &by_slot)?;
+        let mut dx = self.arena.alloc(Shape::matrix(x_rows, cols), DType::F32);
+        let n = Self::grain(x_rows, sharing * cols) * cols;
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut dx)?, n, |first, out| {
+            for (x, places) in out.chunks_exact_mut(cols).zip(order.places[first / cols * sharing..].chunks(sharing)) {
+                x.copy_from_slice(&by_slot[places[0] * cols..(places[0] + 1) * cols]);
+                for &i in &places[1..] {
+                    self.isa.run(AddScaled { x, y: &by_slot[i * cols..(i + 1) * cols], factor: 1.0 });
+                }
+            }
+        });
         Ok(dx)
     }
 
@@ -136,12 +124,17 @@ impl Grad for Cpu {
         let sharing = order.slots.len() / x.rows().max(1);
         let (x, dy) = (self.gather(op, x, &order, sharing)?, self.gather(op, dy, &order, 1)?);
         let (xs, dys) = (self.arena.f32s(op, &x)?, self.arena.f32s(op, &dy)?);
-        let dws = self.arena.f32s_mut(op, dw)?;
-        for (band, &e) in order.bands.windows(2).zip(&order.experts) {
-            let a = Strided::rows(&dys[band[0] * rows..band[1] * rows], rows).transposed();
-            let b = Strided::rows(&xs[band[0] * cols..band[1] * cols], cols);
-            self.gemm(a, b, band[1] - band[0], &mut dws[e * rows * cols..(e + 1) * rows * cols], cols, true);
-        }
+        // Every expert has a product, so that their rows lie one below the other; who got no token has one of no depth.
+        let mut bands = vec![0..0; experts];
+        order.bands.windows(2).zip(&order.experts).for_each(|(band, &e)| bands[e] = band[0]..band[1]);
+        let product = |band: Range<usize>| Factors {
+            a: Strided::rows(&dys[band.start * rows..band.end * rows], rows).transposed(),
+            b: Strided::rows(&xs[band.start * cols..band.end * cols], cols),
+            rows,
+            depth: band.len(),
+        };
+        let products: Vec<Factors<'_>> = bands.into_iter().map(product).collect();
+        self.gemm(self.factors(), &products, self.arena.f32s_mut(op, dw)?, cols, 1.0, 1.0);
         Ok(())
     }
 
@@ -157,11 +150,11 @@ impl Grad for Cpu {
         check::rms_norm(x, w)?;
         check::same(op, "dy", x, dy)?;
         let held: &Held = w.data(op, DEVICE)?;
-        let mut room = Vec::new();
         let w = match &held.vector {
-            Some(v) => &v[..],
-            None => self.values(&held.each[0], (1, w.cols), &mut room),
+            Some(v) => Cow::Borrowed(&v[..]),
+            None => self.values(&held.each[0], 1, w.cols),
         };
+        let w = &w[..];
         let (xs, dys, n) = (self.arena.f32s(op, x)?, self.arena.f32s(op, dy)?, w.len());
         let inverse = |x: &[f32]| 1.0 / (x.iter().map(|v| v * v).sum::<f32>() / n as f32 + eps).sqrt();
         let mut dx = self.arena.alloc(x.shape, DType::F32);
@@ -216,42 +209,7 @@ impl Grad for Cpu {
         let op = "attend_grad";
         let shape = check::attend(q, KvView::Fresh { k, v }, spans, spec)?;
         sized(op, dy, shape.rows(), shape.cols())?;
-        let &AttendSpec { kv_heads, head_dim: dim, v_dim, scale, mask, .. } = spec;
-        let heads = spec.heads / kv_heads;
-        let widths = [heads * dim, dim, v_dim, heads * v_dim];
-        let ins = [q, k, v, dy];
-        let data: Vec<&[f32]> = ins.iter().map(|t| self.arena.f32s(op, t)).collect::<Result<_>>()?;
-        // A task is a sequence and a group of heads; what it computes is put in place afterwards.
-        let tasks = spans.spans.len() * kv_heads;
-        let results: Vec<Mutex<[Vec<f32>; 3]>> = (0..tasks).map(|_| Mutex::default()).collect();
-        self.pool.run(tasks, |task| {
-            let (span, g) = (&spans.spans[task.index / kv_heads], task.index % kv_heads);
-            let part = |i: usize| -> Vec<f32> {
-                let (w, cols) = (widths[i], ins[i].cols());
-                let rows = data[i][span.row * cols..(span.row + span.rows) * cols].chunks_exact(cols);
-                rows.flat_map(|r| r[g * w..(g + 1) * w].iter().copied()).collect()
-            };
-            let (q, k, v, dy) = (part(0), part(1), part(2), part(3));
-            let mut out = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
-            let [dq, dk, dv] = &mut out;
-            let causal = mask == Mask::Causal;
-            self.isa.run(AttendGrad { q: &q, k: &k, v: &v, dy: &dy, dq, dk, dv, heads, dim, v_dim, scale, causal });
-            *lock(&results[task.index]) = out;
-        });
-        let mut outs = [q, k, v].map(|t| self.arena.alloc(t.shape, DType::F32));
-        for (i, out) in outs.iter_mut().enumerate() {
-            let (w, cols) = (widths[i], ins[i].cols());
-            let out = self.arena.f32s_mut(op, out)?;
-            for (index, result) in results.iter().enumerate() {
-                let (span, g) = (&spans.spans[index / kv_heads], index % kv_heads);
-                for (r, values) in lock(result)[i].chunks_exact(w).enumerate() {
-                    let at = (span.row + r) * cols + g * w;
-                    out[at..at + w].copy_from_slice(values);
-                }
-            }
-        }
-        let [dq, dk, dv] = outs;
-        Ok((dq, dk, dv))
+        self.attend_derivatives(op, [q, k, v, dy], spans, spec)
     }
 
     fn swiglu_grad(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {

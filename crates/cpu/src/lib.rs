@@ -15,8 +15,10 @@ pub mod pool;
 mod simd;
 
 mod attention;
+mod attention_grad;
 mod backend;
 mod bandwidth;
+mod gemm;
 mod grad;
 mod kernels;
 mod matrix;
@@ -26,6 +28,7 @@ mod scratch;
 
 pub use backend::{Cpu, CpuOptions};
 pub use bandwidth::read_bandwidth;
+pub use gemm::Products;
 pub use isa::Level;
 pub use pool::Pool;
 

@@ -212,7 +212,11 @@ impl Cpu {
             outs.push(self.arena.alloc(Shape::matrix(x.rows(), p.each.rows), DType::F32));
             parts.push(Part { each: &self.held(op, &p.each)?.each, rows: p.each.rows, bias: None });
         }
-        self.products(op, xs, x.cols(), &order.bands, &order.experts, &parts, &mut outs)?;
+        let (cols, bands, experts) = (x.cols(), &order.bands, &order.experts);
+        match self.training {
+            Some(products) => self.trained_products(op, products, xs, cols, bands, experts, &parts, &mut outs)?,
+            None => self.products(op, xs, cols, bands, experts, &parts, &mut outs)?,
+        }
         Ok(outs)
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use fathom_core::reference::Reference;
 use fathom_core::rng::Rng;
-use fathom_core::{Grad, LatentForm, Precision, Shape, Tensor};
-use fathom_cpu::{Cpu, CpuOptions, Level};
+use fathom_core::{Grad, LatentForm, Shape, Tensor};
+use fathom_cpu::{Cpu, Level, Pool, Products};
 use fathom_model::{BLOCK, Batch, Decoder, Logits, Model, NoProbe, Options};
 use fathom_train::{Params, Tape};
 
@@ -80,9 +80,8 @@ fn compare(name: &str) {
     let expected = gradients(&params, &batch, &targets, Arc::new(Reference::new()));
     for isa in Level::present() {
         let one = |threads| {
-            let options =
-                CpuOptions { threads: Some(threads), isa: Some(isa), precision: Precision::Exact, repack: false };
-            gradients(&params, &batch, &targets, Cpu::new(options).unwrap())
+            let pool = Pool::new(threads).unwrap();
+            gradients(&params, &batch, &targets, Cpu::training(pool, Some(isa), Products::F32).unwrap())
         };
         let found = one(1);
         assert!(found == one(2), "{name} at {isa:?}: two threads give other bits than one");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fathom_core::rng::Rng;
 use fathom_core::{DType, LatentForm, Precision, RopeLayout, RouteSpec, Score, Tensor};
-use fathom_cpu::{Cpu, CpuOptions};
+use fathom_cpu::{Cpu, CpuOptions, Pool, Products};
 use fathom_model::spec::{Ffn, LayerSpec, Mixer, RopeScaling, RopeSpec};
 use fathom_model::{BLOCK, Batch, Logits, ModelSpec, NoProbe};
 use fathom_train::{Example, Optimiser, Params, Trainer};
@@ -52,10 +52,11 @@ fn examples(seed: u64) -> Vec<Example> {
     [(9, 3), (14, 5), (6, 1)].map(|(n, from)| Example { tokens: one(n, &mut rng), from }).to_vec()
 }
 
-fn trained(threads: usize, steps: usize, muon: bool) -> (Trainer, Vec<f64>) {
+fn trained(threads: usize, steps: usize, muon: bool, products: Products) -> (Trainer, Vec<f64>) {
     let params = Params::init(&spec(), 1);
     let optimiser = Optimiser::new(&params, muon);
-    let mut trainer = Trainer::new(params, optimiser, cpu(threads));
+    let backend = Cpu::training(Pool::new(threads).unwrap(), None, products).unwrap();
+    let mut trainer = Trainer::new(params, optimiser, backend);
     let batch = examples(5);
     let losses = (0..steps).map(|_| trainer.step(&batch, 1e-2).unwrap().loss).collect();
     (trainer, losses)
@@ -63,25 +64,29 @@ fn trained(threads: usize, steps: usize, muon: bool) -> (Trainer, Vec<f64>) {
 
 #[test]
 fn a_batch_is_learned_by_heart() {
-    for muon in [false, true] {
-        let (_, losses) = trained(2, 80, muon);
+    for (muon, products) in
+        [(false, Products::F32), (true, Products::F32), (false, Products::Bf16), (true, Products::Bf16)]
+    {
+        let (_, losses) = trained(2, 80, muon, products);
         assert!(losses[0] > 3.0, "a new model knows nothing: {}", losses[0]);
-        assert!(losses[79] < 0.05, "muon {muon}: after 80 steps the loss is {}", losses[79]);
+        assert!(losses[79] < 0.05, "muon {muon}, {products:?}: after 80 steps the loss is {}", losses[79]);
     }
 }
 
 #[test]
 fn one_thread_and_two_give_the_same_bits() {
-    let ((one, a), (two, b)) = (trained(1, 6, true), trained(2, 6, true));
-    assert_eq!(a, b);
-    for (x, y) in one.params.all.iter().zip(&two.params.all) {
-        assert!(x.values() == y.values(), "{}", x.name);
+    for products in [Products::F32, Products::Bf16] {
+        let ((one, a), (two, b)) = (trained(1, 6, true, products), trained(2, 6, true, products));
+        assert_eq!(a, b);
+        for (x, y) in one.params.all.iter().zip(&two.params.all) {
+            assert!(x.values() == y.values(), "{}", x.name);
+        }
     }
 }
 
 #[test]
 fn experts_with_too_little_load_become_likelier() {
-    let (trainer, _) = trained(2, 3, false);
+    let (trainer, _) = trained(2, 3, false, Products::F32);
     let bias = trainer.params.all.iter().find(|p| p.name.contains("exp_probs_b")).unwrap();
     assert!(bias.values().iter().any(|b| *b > 0.0) && bias.values().iter().any(|b| *b < 0.0), "{:?}", bias.values());
 }
@@ -121,7 +126,7 @@ fn the_head_in_chunks_is_the_head() {
 /// agree.
 #[test]
 fn served_is_trained() {
-    let (trainer, _) = trained(2, 10, true);
+    let (trainer, _) = trained(2, 10, true, Products::F32);
     let decoder = trainer.decoder(cpu(2)).unwrap();
     let tokens = &examples(5)[1].tokens;
     let read = |t: &Tensor| {

@@ -1,18 +1,75 @@
-//! The f32 matrix product of training: `C (+)= A·B` with any strides.
+//! The matrix product of training: `C = α·A·B + β·C` with any strides, its factors in f32 or bf16, its sums in f32.
 //!
-//! Lanes are columns of B, of which two vectors are packed side by side, row after row of the inner dimension; elements of A are
-//! broadcast. Eight rows of C times two vectors are kept in registers. Sums run along the inner dimension in order, so
-//! a result depends on no other row.
+//! Both factors are packed into words of 32 bits: one number, or two successive ones of the inner dimension in bf16. A tile holds
+//! [`ROWS`] rows of A, a panel [`WIDTH`] columns of B, word after word of the inner dimension; a tile times a panel stays in
+//! registers (Goto & van de Geijn 2008). Sums run along the inner dimension in order, cut at places that its length
+//! alone decides, so a result depends on no other row.
 
-use crate::pool::Rect;
+use std::marker::PhantomData;
+use std::ops::Range;
+
 use crate::simd::{Kernel, LANES, Simd};
 
-/// Columns of B that are packed side by side.
+/// Columns of a panel.
 pub(crate) const WIDTH: usize = 2 * LANES;
-/// Rows of C in registers.
-const ROWS: usize = 8;
+/// Rows of a tile.
+pub(crate) const ROWS: usize = 12;
+/// Most words of the inner dimension between two additions to C: a panel and a tile of them fit in the first-level cache.
+const DEPTH: usize = 192;
 
-/// A matrix read with strides: element (i, j) is `data[i × row + j × col]`.
+/// What the words of a product hold.
+pub(crate) trait Word: Copy + Send + Sync {
+    /// Successive numbers of the inner dimension in a word.
+    const NUMBERS: usize;
+    /// Words of successive numbers: sixteen in `a`, or 32 in `a` and `b`.
+    fn along<S: Simd>(s: S, a: S::F, b: S::F) -> S::B;
+    /// Words of sixteen lanes: `a` at one place of the inner dimension, `b` at the next.
+    fn across<S: Simd>(s: S, a: S::F, b: S::F) -> S::B;
+    /// `sum + x·y`.
+    fn product<S: Simd>(s: S, x: S::B, y: S::B, sum: S::F) -> S::F;
+}
+
+/// One f32.
+#[derive(Clone, Copy)]
+pub(crate) struct Single;
+
+impl Word for Single {
+    const NUMBERS: usize = 1;
+    #[inline(always)]
+    fn along<S: Simd>(s: S, a: S::F, _: S::F) -> S::B {
+        s.bits(a)
+    }
+    #[inline(always)]
+    fn across<S: Simd>(s: S, a: S::F, _: S::F) -> S::B {
+        s.bits(a)
+    }
+    #[inline(always)]
+    fn product<S: Simd>(s: S, x: S::B, y: S::B, sum: S::F) -> S::F {
+        s.fma(s.numbers(x), s.numbers(y), sum)
+    }
+}
+
+/// Two bf16.
+#[derive(Clone, Copy)]
+pub(crate) struct Pair;
+
+impl Word for Pair {
+    const NUMBERS: usize = 2;
+    #[inline(always)]
+    fn along<S: Simd>(s: S, a: S::F, b: S::F) -> S::B {
+        s.bf16(a, b)
+    }
+    #[inline(always)]
+    fn across<S: Simd>(s: S, a: S::F, b: S::F) -> S::B {
+        s.bf16_pairs(a, b)
+    }
+    #[inline(always)]
+    fn product<S: Simd>(s: S, x: S::B, y: S::B, sum: S::F) -> S::F {
+        s.dot2_bf16(sum, x, y)
+    }
+}
+
+/// A matrix read with strides, of which one is 1: element (i, j) is `data[i × row + j × col]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Strided<'a> {
     pub(crate) data: &'a [f32],
@@ -31,209 +88,183 @@ impl<'a> Strided<'a> {
         Strided { row: self.col, col: self.row, ..self }
     }
 
-    /// Packs columns `first..first + width` of `depth` rows: `[depth][WIDTH]`, zeros beyond `width`.
-    pub(crate) fn pack(self, depth: usize, first: usize, width: usize, panel: &mut [f32]) {
-        let panel = &mut panel[..depth * WIDTH];
+    /// The words of columns `k` (numbers) of at most sixteen rows from `first` on: word u of row `first + l` at `out[u × stride + l]`.
+    /// Sixteen are always written; those beyond `rows` mean nothing.
+    #[inline(always)]
+    fn pack<S: Simd, W: Word>(self, s: S, first: usize, rows: usize, k: Range<usize>, out: &mut [u32], stride: usize) {
         if self.col == 1 {
-            for (k, to) in panel.chunks_exact_mut(WIDTH).enumerate() {
-                let at = k * self.row + first;
-                to[..width].copy_from_slice(&self.data[at..at + width]);
-                to[width..].fill(0.0);
+            for (block, from) in k.clone().step_by(LANES * W::NUMBERS).enumerate() {
+                let n = (LANES * W::NUMBERS).min(k.end - from);
+                let mut v = [s.splat_word(0); LANES];
+                for (i, v) in v.iter_mut().enumerate().take(rows) {
+                    let row = &self.data[(first + i) * self.row + from..][..n];
+                    let (a, b) = row.split_at(n.min(LANES));
+                    *v = W::along(s, load(s, a), load(s, b));
+                }
+                let v = s.transpose(v);
+                for (u, v) in v.into_iter().enumerate().take(n.div_ceil(W::NUMBERS)) {
+                    s.store_words(v, words(&mut out[(block * LANES + u) * stride..]));
+                }
             }
             return;
         }
-        panel.fill(0.0);
-        for j in 0..width {
-            let from = self.data[(first + j) * self.col..].iter().step_by(self.row);
-            panel[j..].iter_mut().step_by(WIDTH).zip(from).for_each(|(to, v)| *to = *v);
+        debug_assert_eq!(self.row, 1, "invariant: one stride is 1");
+        let at = |k: usize| {
+            let row = &self.data[k * self.col + first..];
+            row.first_chunk().map_or_else(|| s.load_part(row), |full| s.load(full))
+        };
+        for (u, from) in k.clone().step_by(W::NUMBERS).enumerate() {
+            let next = if W::NUMBERS == 2 && from + 1 < k.end { at(from + 1) } else { s.zero() };
+            s.store_words(W::across(s, at(from), next), words(&mut out[u * stride..]));
         }
     }
 }
 
-/// A block of columns of the product.
-pub(crate) struct Gemm<'a, 'b, 'r> {
+/// At most sixteen numbers, zeros behind them.
+#[inline(always)]
+fn load<S: Simd>(s: S, x: &[f32]) -> S::F {
+    match x.as_array() {
+        Some(full) => s.load(full),
+        None if x.is_empty() => s.zero(),
+        None => s.load_part(x),
+    }
+}
+
+#[inline(always)]
+fn words(out: &mut [u32]) -> &mut [u32; LANES] {
+    out.first_chunk_mut().expect("invariant: packed memory has room for sixteen words")
+}
+
+/// Packs `LANES` words of the inner dimension of one panel: [`PackPanel::WORDS`] words.
+pub(crate) struct PackPanel<'a, W> {
+    pub(crate) b: Strided<'a>,
+    /// First column, and how many there are.
+    pub(crate) first: usize,
+    pub(crate) width: usize,
+    /// Numbers of the inner dimension.
+    pub(crate) k: Range<usize>,
+    pub(crate) out: &'a mut [u32],
+    pub(crate) word: PhantomData<W>,
+}
+
+/// Words that [`PackPanel`] writes.
+pub(crate) const PANEL: usize = LANES * WIDTH;
+
+impl<W: Word> Kernel for PackPanel<'_, W> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for half in (0..self.width).step_by(LANES) {
+            let n = LANES.min(self.width - half);
+            self.b.transposed().pack::<S, W>(s, self.first + half, n, self.k.clone(), &mut self.out[half..], WIDTH);
+        }
+    }
+}
+
+/// Rows of the product, with a packed right factor.
+pub(crate) struct Product<'a, W> {
+    /// Its row `first` gives the first row.
     pub(crate) a: Strided<'a>,
+    pub(crate) first: usize,
+    pub(crate) rows: usize,
+    /// Inner dimension, in numbers.
     pub(crate) depth: usize,
-    /// `[depth][WIDTH]`.
-    pub(crate) panel: &'a [f32],
-    /// Where the result goes; at most [`WIDTH`] wide.
-    pub(crate) rect: &'b mut Rect<'r>,
-    /// Whether it is added to what is there.
-    pub(crate) add: bool,
+    /// `[panel][depth in words, rounded up to LANES][WIDTH]`.
+    pub(crate) panels: &'a [u32],
+    pub(crate) cols: usize,
+    /// `out[i × stride + j]` is element (i, j).
+    pub(crate) out: &'a mut [f32],
+    pub(crate) stride: usize,
+    pub(crate) alpha: f32,
+    pub(crate) beta: f32,
+    /// [`tile_words`] of the rows.
+    pub(crate) tiles: &'a mut [u32],
+    pub(crate) word: PhantomData<W>,
 }
 
-impl Kernel for Gemm<'_, '_, '_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let rows = self.rect.rows.clone();
-        let mut row = rows.start;
-        while row + ROWS <= rows.end {
-            self.tile::<S, ROWS>(s, row);
-            row += ROWS;
-        }
-        while row < rows.end {
-            self.tile::<S, 1>(s, row);
-            row += 1;
-        }
-    }
+/// Words of packed memory that [`Product`] needs for `rows` rows.
+pub(crate) fn tile_words(rows: usize) -> usize {
+    rows.div_ceil(ROWS) * ROWS * DEPTH + LANES
 }
 
-impl Gemm<'_, '_, '_> {
-    #[inline(always)]
-    fn tile<S: Simd, const N: usize>(&mut self, s: S, row: usize) {
-        let from = row - self.rect.rows.start;
-        let a: [&[f32]; N] = std::array::from_fn(|i| &self.a.data[(from + i) * self.a.row..]);
-        let mut sums = [[s.zero(); 2]; N];
-        let (pairs, _) = self.panel[..self.depth * WIDTH].as_chunks::<WIDTH>();
-        for (k, b) in pairs.iter().enumerate() {
-            let (halves, _) = b.as_chunks::<LANES>();
-            let (b0, b1) = (s.load(&halves[0]), s.load(&halves[1]));
-            let at = k * self.a.col;
-            for (a, sum) in a.iter().zip(&mut sums) {
-                let x = s.splat(a[at]);
-                sum[0] = s.fma(x, b0, sum[0]);
-                sum[1] = s.fma(x, b1, sum[1]);
-            }
-        }
-        let add = self.add;
-        for (i, sum) in sums.iter().enumerate() {
-            let out = self.rect.row(row + i);
-            for (sum, out) in sum.iter().zip(out.chunks_mut(LANES)) {
-                let sum = if add { s.add(*sum, s.load_part(out)) } else { *sum };
-                s.store_part(sum, out);
-            }
-        }
-    }
-}
-
-/// Of `silu(g)·u`: `du = silu(g) dy`, `dg = u·σ(g)·(1 + g·(1 − σ(g))) dy`.
-pub(crate) struct SwiGluGrad<'a> {
-    pub(crate) gate: &'a [f32],
-    pub(crate) up: &'a [f32],
-    pub(crate) dy: &'a [f32],
-    pub(crate) dgate: &'a mut [f32],
-    pub(crate) dup: &'a mut [f32],
-}
-
-impl Kernel for SwiGluGrad<'_> {
+impl<W: Word> Kernel for Product<'_, W> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let one = s.splat(1.0);
-        let outs = self.dgate.chunks_mut(LANES).zip(self.dup.chunks_mut(LANES));
-        let ins = self.gate.chunks(LANES).zip(self.up.chunks(LANES)).zip(self.dy.chunks(LANES));
-        for ((dg, du), ((g, u), dy)) in outs.zip(ins) {
-            let (g, u, dy) = (s.load_part(g), s.load_part(u), s.load_part(dy));
-            let sigma = s.div(one, s.add(one, s.exp(s.sub(s.zero(), g))));
-            let slope = s.mul(sigma, s.fma(g, s.sub(one, sigma), one));
-            s.store_part(s.mul(s.mul(u, slope), dy), dg);
-            s.store_part(s.mul(s.mul(g, sigma), dy), du);
-        }
-    }
-}
-
-/// One row's `−log softmax(z)[target]`, and `weight × (softmax(z) − 1[target])` in place of the logits.
-pub(crate) struct CrossEntropy<'a> {
-    pub(crate) logits: &'a mut [f32],
-    pub(crate) target: usize,
-    pub(crate) weight: f32,
-}
-
-impl Kernel for CrossEntropy<'_> {
-    type Out = f64;
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f64 {
-        let at = self.logits[self.target];
-        let peak = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut sum = 0.0;
-        for z in self.logits.chunks_mut(LANES) {
-            let e = s.exp(s.sub(s.load_part(z), s.splat(peak)));
-            s.store_part(e, z);
-            sum += z.iter().map(|v| f64::from(*v)).sum::<f64>();
-        }
-        let factor = (f64::from(self.weight) / sum) as f32;
-        for z in self.logits.chunks_mut(LANES) {
-            s.store_part(s.mul(s.load_part(z), s.splat(factor)), z);
-        }
-        self.logits[self.target] -= self.weight;
-        f64::from(self.weight) * (f64::from(peak) + sum.ln() - f64::from(at))
-    }
-}
-
-/// Derivatives of attention for the heads of one group over one sequence, packed: `q, dq: [rows, heads × dim]`, `k, dk:
-/// [rows, dim]`, `v, dv: [rows, v_dim]`, `dy: [rows, heads × v_dim]`; causal or not.
-pub(crate) struct AttendGrad<'a> {
-    pub(crate) q: &'a [f32],
-    pub(crate) k: &'a [f32],
-    pub(crate) v: &'a [f32],
-    pub(crate) dy: &'a [f32],
-    pub(crate) dq: &'a mut [f32],
-    pub(crate) dk: &'a mut [f32],
-    pub(crate) dv: &'a mut [f32],
-    pub(crate) heads: usize,
-    pub(crate) dim: usize,
-    pub(crate) v_dim: usize,
-    pub(crate) scale: f32,
-    pub(crate) causal: bool,
-}
-
-#[inline(always)]
-fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
-    let mut sum = s.zero();
-    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
-        sum = s.fma(s.load_part(a), s.load_part(b), sum);
-    }
-    s.sum(sum)
-}
-
-#[inline(always)]
-fn axpy<S: Simd>(s: S, factor: f32, x: &[f32], y: &mut [f32]) {
-    let factor = s.splat(factor);
-    for (x, y) in x.chunks(LANES).zip(y.chunks_mut(LANES)) {
-        let sum = s.fma(s.load_part(x), factor, s.load_part(y));
-        s.store_part(sum, y);
-    }
-}
-
-impl Kernel for AttendGrad<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (dim, v_dim, rows) = (self.dim, self.v_dim, self.k.len() / self.dim);
-        let mut p = vec![0.0f32; rows];
-        let mut dp = vec![0.0f32; rows];
-        for i in 0..rows {
-            let seen = if self.causal { i + 1 } else { rows };
-            for h in 0..self.heads {
-                let at = (i * self.heads + h) * dim;
-                let q = &self.q[at..at + dim];
-                let y_at = (i * self.heads + h) * v_dim;
-                let dy = &self.dy[y_at..y_at + v_dim];
-                let mut peak = f32::NEG_INFINITY;
-                for (p, k) in p[..seen].iter_mut().zip(self.k.chunks_exact(dim)) {
-                    *p = self.scale * dot(s, q, k);
-                    peak = peak.max(*p);
-                }
-                let mut total = 0.0;
-                for p in p[..seen].chunks_mut(LANES) {
-                    s.store_part(s.exp(s.sub(s.load_part(p), s.splat(peak))), p);
-                    total += p.iter().sum::<f32>();
-                }
-                let mut mean = 0.0;
-                for ((p, dp), v) in p[..seen].iter_mut().zip(&mut dp).zip(self.v.chunks_exact(v_dim)) {
-                    *p /= total;
-                    *dp = dot(s, dy, v);
-                    mean += *p * *dp;
-                }
-                let dq = &mut self.dq[at..at + dim];
-                for j in 0..seen {
-                    let ds = self.scale * p[j] * (dp[j] - mean);
-                    axpy(s, ds, &self.k[j * dim..(j + 1) * dim], dq);
-                    axpy(s, ds, q, &mut self.dk[j * dim..(j + 1) * dim]);
-                    axpy(s, p[j], dy, &mut self.dv[j * v_dim..(j + 1) * v_dim]);
+        let Product { a, first, rows, depth, panels, cols, out, stride, alpha, beta, tiles, .. } = self;
+        let units = depth.div_ceil(W::NUMBERS);
+        let padded = units.next_multiple_of(LANES);
+        let blocks = units.div_ceil(DEPTH).max(1);
+        let step = units.div_ceil(blocks).max(1).next_multiple_of(LANES);
+        for from in (0..units).step_by(step) {
+            let n = step.min(units - from);
+            let k = from * W::NUMBERS..depth.min((from + n) * W::NUMBERS);
+            for (t, row) in (0..rows).step_by(ROWS).enumerate() {
+                let count = ROWS.min(rows - row);
+                a.pack::<S, W>(s, first + row, count, k.clone(), &mut tiles[t * n * ROWS..], ROWS);
+            }
+            let beta = if from == 0 { beta } else { 1.0 };
+            for (panel, at) in (0..cols).step_by(WIDTH).enumerate() {
+                let b = &panels[(panel * padded + from) * WIDTH..][..n * WIDTH];
+                let width = WIDTH.min(cols - at);
+                for (t, row) in (0..rows).step_by(ROWS).enumerate() {
+                    let a = &tiles[t * n * ROWS..][..n * ROWS];
+                    let out = &mut out[row * stride + at..];
+                    let mut done = [[0.0; WIDTH]; ROWS];
+                    if S::TILE >= 8 {
+                        tile::<S, W, ROWS>(s, a, 0, b, &mut done);
+                    } else {
+                        for (i, done) in done.chunks_exact_mut(2).enumerate() {
+                            tile::<S, W, 2>(s, a, 2 * i, b, done);
+                        }
+                    }
+                    for (i, sums) in done.iter().enumerate().take(rows - row) {
+                        let out = &mut out[i * stride..][..width];
+                        match out.as_mut_array::<WIDTH>() {
+                            Some(out) => finish(s, sums, alpha, beta, out),
+                            None => {
+                                let mut full = [0.0; WIDTH];
+                                full[..width].copy_from_slice(out);
+                                finish(s, sums, alpha, beta, &mut full);
+                                out.copy_from_slice(&full[..width]);
+                            }
+                        }
+                    }
                 }
             }
         }
+    }
+}
+
+/// `N` rows of a tile, from its row `skip` on, times a panel.
+#[inline(always)]
+fn tile<S: Simd, W: Word, const N: usize>(s: S, a: &[u32], skip: usize, b: &[u32], done: &mut [[f32; WIDTH]]) {
+    let mut sums = [[s.zero(); 2]; N];
+    for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<WIDTH>().0) {
+        let (halves, _) = b.as_chunks::<LANES>();
+        let (b0, b1) = (s.load_words(&halves[0]), s.load_words(&halves[1]));
+        for i in 0..N {
+            let x = s.splat_word(a[skip + i]);
+            sums[i][0] = W::product(s, x, b0, sums[i][0]);
+            sums[i][1] = W::product(s, x, b1, sums[i][1]);
+        }
+    }
+    // Into memory here, so that what is done with the sums cannot keep them out of registers above.
+    for i in 0..N {
+        let (halves, _) = done[i].as_chunks_mut::<LANES>();
+        s.store(sums[i][0], &mut halves[0]);
+        s.store(sums[i][1], &mut halves[1]);
+    }
+}
+
+/// `out = α·sums + β·out`.
+#[inline(always)]
+fn finish<S: Simd>(s: S, sums: &[f32; WIDTH], alpha: f32, beta: f32, out: &mut [f32; WIDTH]) {
+    let (sums, outs) = (sums.as_chunks::<LANES>().0, out.as_chunks_mut::<LANES>().0);
+    for (sum, out) in sums.iter().zip(outs) {
+        let sum = s.mul(s.splat(alpha), s.load(sum));
+        // Zero times what the memory last held could be NaN.
+        let sum = if beta == 0.0 { sum } else { s.fma(s.splat(beta), s.load(out), sum) };
+        s.store(sum, out);
     }
 }

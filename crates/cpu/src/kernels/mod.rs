@@ -7,6 +7,7 @@
 pub(crate) mod attend;
 pub(crate) mod dot;
 pub(crate) mod gemm;
+pub(crate) mod grad;
 pub(crate) mod latent;
 pub(crate) mod packed;
 pub(crate) mod route;

@@ -34,6 +34,19 @@ impl Avx2 {
     }
 }
 
+/// Sixteen bfloat16, to nearest even.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn round_bf16(v: [__m256; 2]) -> __m256i {
+    let [lo, hi] = v.map(|v| {
+        let v = _mm256_castps_si256(v);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(v), _mm256_set1_epi32(1));
+        _mm256_srli_epi32::<16>(_mm256_add_epi32(v, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))))
+    });
+    // Packing works within 128-bit halves; put the quarters back in order.
+    _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(lo, hi))
+}
+
 impl Simd for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
@@ -122,14 +135,7 @@ impl Simd for Avx2 {
             _mm_storeu_si128(out.as_mut_ptr().add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]))
         }
         fn store_bf16(self, v: [__m256; 2], out: &mut [u16; 16]) {
-            let [lo, hi] = v.map(|v| {
-                let v = _mm256_castps_si256(v);
-                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(v), _mm256_set1_epi32(1));
-                _mm256_srli_epi32::<16>(_mm256_add_epi32(v, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))))
-            });
-            // Packing works within 128-bit halves; put the quarters back in order.
-            let v = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(lo, hi));
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), v)
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), round_bf16(v))
         }
         fn load_u8(self, x: &[u8; 16]) -> [__m256; 2] {
             let v = _mm_loadu_si128(x.as_ptr().cast());
@@ -220,6 +226,25 @@ impl Simd for Avx2 {
                 _mm256_fmadd_ps(lo(a), lo(b), _mm256_fmadd_ps(hi(a), hi(b), acc))
             };
             [half(acc[0], a[0], b[0]), half(acc[1], a[1], b[1])]
+        }
+
+        fn load_words(self, x: &[u32; 16]) -> [__m256i; 2] {
+            [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(8).cast())]
+        }
+        fn store_words(self, v: [__m256i; 2], out: &mut [u32; 16]) {
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), v[0]);
+            _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), v[1])
+        }
+        fn splat_word(self, x: u32) -> [__m256i; 2] { [_mm256_set1_epi32(x as i32); 2] }
+        fn bits(self, v: [__m256; 2]) -> [__m256i; 2] { [_mm256_castps_si256(v[0]), _mm256_castps_si256(v[1])] }
+        fn numbers(self, v: [__m256i; 2]) -> [__m256; 2] { [_mm256_castsi256_ps(v[0]), _mm256_castsi256_ps(v[1])] }
+        fn bf16(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256i; 2] {
+            [round_bf16(a), round_bf16(b)]
+        }
+        fn bf16_pairs(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256i; 2] {
+            let [a, b] = [round_bf16(a), round_bf16(b)];
+            let (lo, hi) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+            [_mm256_permute2x128_si256::<0x20>(lo, hi), _mm256_permute2x128_si256::<0x31>(lo, hi)]
         }
 
         fn prefetch(self, data: &[u8], at: usize) {

@@ -38,6 +38,12 @@ impl Avx512 {
     }
 }
 
+/// Sixteen-bit units of two halves, in turn.
+const ALTERNATE: [u16; 32] = [
+    0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+    31,
+];
+
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
@@ -147,6 +153,45 @@ impl Simd for Avx512 {
         }
         fn dot2_bf16(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 {
             _mm512_dpbf16_ps(acc, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b))
+        }
+
+        fn load_words(self, x: &[u32; 16]) -> __m512i { _mm512_loadu_si512(x.as_ptr().cast()) }
+        fn store_words(self, v: __m512i, out: &mut [u32; 16]) { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) }
+        fn splat_word(self, x: u32) -> __m512i { _mm512_set1_epi32(x as i32) }
+        fn bits(self, v: __m512) -> __m512i { _mm512_castps_si512(v) }
+        fn numbers(self, v: __m512i) -> __m512 { _mm512_castsi512_ps(v) }
+        fn bf16(self, a: __m512, b: __m512) -> __m512i {
+            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a))
+        }
+        fn bf16_pairs(self, a: __m512, b: __m512) -> __m512i {
+            let order = _mm512_loadu_si512(ALTERNATE.as_ptr().cast());
+            _mm512_permutexvar_epi16(order, std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a)))
+        }
+        fn transpose(self, v: [__m512i; 16]) -> [__m512i; 16] {
+            // Words of two rows, pairs of words of four, then quarters of 128 bits of all sixteen.
+            let mut out = v;
+            for g in 0..4 {
+                let at = 4 * g;
+                let (lo, hi) = (_mm512_unpacklo_epi32(v[at], v[at + 1]), _mm512_unpackhi_epi32(v[at], v[at + 1]));
+                let (lo2, hi2) =
+                    (_mm512_unpacklo_epi32(v[at + 2], v[at + 3]), _mm512_unpackhi_epi32(v[at + 2], v[at + 3]));
+                out[at] = _mm512_unpacklo_epi64(lo, lo2);
+                out[at + 1] = _mm512_unpackhi_epi64(lo, lo2);
+                out[at + 2] = _mm512_unpacklo_epi64(hi, hi2);
+                out[at + 3] = _mm512_unpackhi_epi64(hi, hi2);
+            }
+            let u = out;
+            for j in 0..4 {
+                let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(u[j], u[4 + j]);
+                let even2 = _mm512_shuffle_i32x4::<0b10_00_10_00>(u[8 + j], u[12 + j]);
+                let odd = _mm512_shuffle_i32x4::<0b11_01_11_01>(u[j], u[4 + j]);
+                let odd2 = _mm512_shuffle_i32x4::<0b11_01_11_01>(u[8 + j], u[12 + j]);
+                out[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(even, even2);
+                out[4 + j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(odd, odd2);
+                out[8 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(even, even2);
+                out[12 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(odd, odd2);
+            }
+            out
         }
 
         fn prefetch(self, data: &[u8], at: usize) {

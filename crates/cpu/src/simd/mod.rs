@@ -117,6 +117,35 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `acc[l] + a[2l + 1]·b[2l + 1] + a[2l]·b[2l]` over bfloat16.
     fn dot2_bf16(self, acc: Self::F, a: Self::B, b: Self::B) -> Self::F;
 
+    /// Sixteen words.
+    fn load_words(self, x: &[u32; 16]) -> Self::B;
+    /// `out[l]` is word l.
+    fn store_words(self, v: Self::B, out: &mut [u32; 16]);
+    /// All words `x`.
+    fn splat_word(self, x: u32) -> Self::B;
+    /// The bits of sixteen numbers.
+    fn bits(self, v: Self::F) -> Self::B;
+    /// The numbers with these bits.
+    fn numbers(self, v: Self::B) -> Self::F;
+    /// 32 bfloat16, those of `a` before those of `b`, rounded to nearest even; denormals may become zero.
+    fn bf16(self, a: Self::F, b: Self::F) -> Self::B;
+    /// As [`Simd::bf16`], alternating: word l holds `a[l]` below `b[l]`.
+    fn bf16_pairs(self, a: Self::F, b: Self::F) -> Self::B;
+
+    /// Sixteen vectors of words, transposed.
+    #[inline(always)]
+    fn transpose(self, v: [Self::B; 16]) -> [Self::B; 16] {
+        let mut words = [[0; 16]; 16];
+        for (v, out) in v.into_iter().zip(&mut words) {
+            self.store_words(v, out);
+        }
+        let mut out = v;
+        for (l, v) in out.iter_mut().enumerate() {
+            *v = self.load_words(&words.map(|row| row[l]));
+        }
+        out
+    }
+
     /// Says that the cache line at `at` (if there is one) will be read soon.
     fn prefetch(self, data: &[u8], at: usize);
 

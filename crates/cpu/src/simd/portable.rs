@@ -202,5 +202,34 @@ impl Simd for Portable {
     }
 
     #[inline]
+    fn load_words(self, x: &[u32; 16]) -> [u8; 64] {
+        lanes(|i| x[i / 4].to_le_bytes()[i % 4])
+    }
+    #[inline]
+    fn store_words(self, v: [u8; 64], out: &mut [u32; 16]) {
+        *out = lanes(|i| u32::from_le_bytes([v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]]));
+    }
+    #[inline]
+    fn splat_word(self, x: u32) -> [u8; 64] {
+        self.load_words(&[x; 16])
+    }
+    #[inline]
+    fn bits(self, v: [f32; 16]) -> [u8; 64] {
+        self.load_words(&v.map(f32::to_bits))
+    }
+    #[inline]
+    fn numbers(self, v: [u8; 64]) -> [f32; 16] {
+        self.load_f32_bytes(&v)
+    }
+    #[inline]
+    fn bf16(self, a: [f32; 16], b: [f32; 16]) -> [u8; 64] {
+        self.load_pairs(&lanes(|i| bf16::from_f32(if i < 16 { a[i] } else { b[i - 16] }).to_bits()))
+    }
+    #[inline]
+    fn bf16_pairs(self, a: [f32; 16], b: [f32; 16]) -> [u8; 64] {
+        self.load_pairs(&lanes(|i| bf16::from_f32(if i % 2 == 0 { a[i / 2] } else { b[i / 2] }).to_bits()))
+    }
+
+    #[inline]
     fn prefetch(self, _data: &[u8], _at: usize) {}
 }

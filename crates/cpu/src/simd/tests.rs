@@ -69,6 +69,14 @@ impl Kernel for Probe {
         let masked = s.and(s.or(s.shr::<4>(v), s.shl::<1>(w)), s.splat_b(0x2f));
         f(s.to_f(s.dot4(s.splat_i(0), masked, [1, 2, 3, 4])), &mut out);
         f(s.to_f(s.dot4(s.splat_i(0), s.splat_b(255), [-127; 4])), &mut out);
+        let rows = [0; 16].map(|_: u32| s.load_words(&[0; 16].map(|_: u32| rng.next())));
+        let words = [s.splat_word(rng.next()), s.bits(a), s.bf16(a, b), s.bf16_pairs(a, b)];
+        for v in words.into_iter().chain(s.transpose(rows)) {
+            let mut w = [0; 16];
+            s.store_words(v, &mut w);
+            out.extend(w);
+        }
+        f(s.numbers(s.bits(b)), &mut out);
         out
     }
 }

@@ -3,7 +3,7 @@
 //! The cache holds per token the normed latent c and the rotated key k_r, 576 numbers for V3. Scores are
 //! q_n·(W_k c) + q_r·k_r; whether W_k is applied to c (plain) or to q_n (absorbed) is chosen per span.
 
-use fathom_core::{AttendSpec, HeadProj, KvView, LatentSpec, Mask, Proj, Resident, Result, Tensor};
+use fathom_core::{AttendSpec, HeadProj, KvView, LatentSpec, Mask, Proj, Resident, Result, Shape, Tensor};
 
 use super::Step;
 use crate::kv::LayerKv;
@@ -98,16 +98,13 @@ impl Mla {
             panic!("invariant: a model that learns keeps its key and value projections in one weight");
         };
         let kv = b.linear(c, &[Proj { weight, bias: None }])?.remove(0);
-        let mut keys: Option<Tensor> = None;
-        let mut values: Option<Tensor> = None;
-        for at in (0..heads).map(|h| h * (nope + v_dim)) {
-            let k = b.concat_cols(&b.slice_cols(&kv, at, at + nope)?, k_r)?;
-            let v = b.slice_cols(&kv, at + nope, at + nope + v_dim)?;
-            keys = Some(keys.map_or(Ok(k.clone()), |all| b.concat_cols(&all, &k))?);
-            values = Some(values.map_or(Ok(v.clone()), |all| b.concat_cols(&all, &v))?);
-        }
-        let no_heads = "invariant: attention has a head";
-        let (k, v) = (keys.expect(no_heads), values.expect(no_heads));
+        // A row per token and head, so that all heads are cut and joined at once.
+        let rows = kv.rows();
+        let kv = kv.reshape(Shape::matrix(rows * heads, nope + v_dim))?;
+        let token_of: Vec<u32> = (0..rows as u32).flat_map(|t| std::iter::repeat_n(t, heads)).collect();
+        let k = b.concat_cols(&b.slice_cols(&kv, 0, nope)?, &b.select_rows(k_r, &token_of)?)?;
+        let k = k.reshape(Shape::matrix(rows, heads * (nope + rope)))?;
+        let v = b.slice_cols(&kv, nope, nope + v_dim)?.reshape(Shape::matrix(rows, heads * v_dim))?;
         let spec = AttendSpec { heads, kv_heads: heads, head_dim: nope + rope, v_dim, scale, mask: Mask::Causal };
         b.attend(q, KvView::Fresh { k: &k, v: &v }, &step.batch.spans(), &spec)
     }

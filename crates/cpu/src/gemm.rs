@@ -1,0 +1,301 @@
+//! Products of training on the pool: several at once that share their width, such as one per expert.
+//!
+//! First the right factors are packed, then bands of rows are computed, each task packing its own rows of the left factor. Work is cut by
+//! shapes alone, so a result does not depend on the number of threads.
+
+use std::borrow::Cow;
+use std::marker::PhantomData;
+use std::sync::Mutex;
+
+use fathom_core::backend::Outputs;
+use fathom_core::{Result, format};
+
+use crate::Cpu;
+use crate::backend::lock;
+use crate::kernels::gemm::{PANEL, PackPanel, Pair, Product, ROWS, Single, Strided, WIDTH, Word, tile_words};
+use crate::kernels::rows::AddScaled;
+use crate::matrix::Matrix;
+use crate::product::Part;
+use crate::simd::LANES;
+
+/// What the products of training multiply; sums are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// The factors as they are.
+    F32,
+    /// The factors rounded to bfloat16 (Micikevicius et al. 2018, mixed precision), but for products with fewer columns than a
+    /// panel has: those are cheap, and a router is among them, whose choices hang on the last bits.
+    Bf16,
+}
+
+/// `[rows, depth] · [depth, columns]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Factors<'a> {
+    pub(crate) a: Strided<'a>,
+    pub(crate) b: Strided<'a>,
+    pub(crate) rows: usize,
+    pub(crate) depth: usize,
+}
+
+/// Words of memory for [`Cpu::gemm_here`] of a product of this size.
+pub(crate) fn room(rows: usize, cols: usize, depth: usize) -> usize {
+    cols.div_ceil(WIDTH) * depth.div_ceil(LANES) * PANEL + tile_words(rows)
+}
+
+/// Tiles of rows in a task, at most.
+const TILES: usize = 16;
+
+impl Cpu {
+    /// What derivatives multiply.
+    pub(crate) fn factors(&self) -> Products {
+        self.training.unwrap_or(Products::F32)
+    }
+
+    /// `out = α·A·B + β·out`, the products' rows one below the other, each `cols` wide.
+    pub(crate) fn gemm(
+        &self,
+        products: Products,
+        all: &[Factors<'_>],
+        out: &mut [f32],
+        cols: usize,
+        alpha: f32,
+        beta: f32,
+    ) {
+        if out.is_empty() {
+            return;
+        }
+        match products {
+            Products::Bf16 if cols >= WIDTH => self.gemm_of::<Pair>(all, out, cols, alpha, beta),
+            _ => self.gemm_of::<Single>(all, out, cols, alpha, beta),
+        }
+    }
+
+    fn gemm_of<W: Word>(&self, all: &[Factors<'_>], out: &mut [f32], cols: usize, alpha: f32, beta: f32) {
+        let panels = cols.div_ceil(WIDTH);
+        // Where each product's packed columns begin, in blocks of LANES words of depth and WIDTH columns.
+        let blocks = |f: &Factors<'_>| f.depth.div_ceil(W::NUMBERS).div_ceil(LANES);
+        let mut starts = vec![0];
+        for f in all {
+            starts.push(starts.last().copied().unwrap_or(0) + panels * blocks(f));
+        }
+        let total = starts[all.len()];
+        let mut packed = lock(&self.packed);
+        if packed.len() < total * PANEL {
+            packed.resize(total * PANEL, 0);
+        }
+        let grain = Self::grain(total, PANEL);
+        self.pool.chunks_mut(&mut packed[..total * PANEL], grain * PANEL, |first, chunk| {
+            for (i, out) in chunk.chunks_exact_mut(PANEL).enumerate() {
+                let block = first / PANEL + i;
+                let which = starts.partition_point(|&s| s <= block) - 1;
+                let (f, n) = (&all[which], blocks(&all[which]));
+                let (panel, from) = ((block - starts[which]) / n, (block - starts[which]) % n * LANES * W::NUMBERS);
+                let k = from..f.depth.min(from + LANES * W::NUMBERS);
+                let (first, width) = (panel * WIDTH, WIDTH.min(cols - panel * WIDTH));
+                self.isa.run(PackPanel { b: f.b, first, width, k, out, word: PhantomData::<W> });
+            }
+        });
+        // Bands of rows: each within one product.
+        let rows: usize = all.iter().map(|f| f.rows).sum();
+        let work = all.iter().map(|f| f.rows * f.depth).sum::<usize>() * cols;
+        let tiles = if work < 1 << 18 { rows } else { (rows / ROWS / 8).clamp(1, TILES) };
+        let (mut bands, mut of) = (vec![0], Vec::new());
+        let mut top = 0;
+        for (which, f) in all.iter().enumerate() {
+            for first in (0..f.rows).step_by(tiles * ROWS) {
+                bands.push(top + f.rows.min(first + tiles * ROWS));
+                of.push((which, first));
+            }
+            top += f.rows;
+        }
+        self.tiles.reserve(tile_words(rows.min(tiles * ROWS)));
+        let packed = &packed[..];
+        let mut rest = out;
+        let outs: Vec<Mutex<&mut [f32]>> = bands
+            .windows(2)
+            .map(|band| {
+                let (out, below) = std::mem::take(&mut rest).split_at_mut((band[1] - band[0]) * cols);
+                rest = below;
+                Mutex::new(out)
+            })
+            .collect();
+        self.pool.run(outs.len(), |task| {
+            let (which, first) = of[task.index];
+            let Factors { a, depth, .. } = all[which];
+            let panels = &packed[starts[which] * PANEL..starts[which + 1] * PANEL];
+            let (tiles, out) = (&mut self.tiles.lock(task.worker)[..], &mut lock(&outs[task.index])[..]);
+            let (rows, stride, word) = (out.len() / cols, cols, PhantomData::<W>);
+            self.isa.run(Product { a, first, rows, depth, panels, cols, out, stride, alpha, beta, tiles, word });
+        });
+    }
+
+    /// [`Cpu::gemm`] of one product within a task; element (i, j) of the result is `out[i × stride + j]`. `room` holds
+    /// [`room`] words.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn gemm_here(
+        &self,
+        products: Products,
+        f: Factors<'_>,
+        cols: usize,
+        (out, stride): (&mut [f32], usize),
+        alpha: f32,
+        beta: f32,
+        room: &mut [u32],
+    ) {
+        match products {
+            Products::Bf16 => self.gemm_here_of::<Pair>(f, cols, (out, stride), alpha, beta, room),
+            Products::F32 => self.gemm_here_of::<Single>(f, cols, (out, stride), alpha, beta, room),
+        }
+    }
+
+    fn gemm_here_of<W: Word>(
+        &self,
+        Factors { a, b, rows, depth }: Factors<'_>,
+        cols: usize,
+        (out, stride): (&mut [f32], usize),
+        alpha: f32,
+        beta: f32,
+        room: &mut [u32],
+    ) {
+        let blocks = depth.div_ceil(W::NUMBERS).div_ceil(LANES);
+        let (packed, tiles) = room.split_at_mut(cols.div_ceil(WIDTH) * blocks * PANEL);
+        let word = PhantomData::<W>;
+        for (block, out) in packed.chunks_exact_mut(PANEL).enumerate() {
+            let (first, from) = (block / blocks * WIDTH, block % blocks * LANES * W::NUMBERS);
+            let (width, k) = (WIDTH.min(cols - first), from..depth.min(from + LANES * W::NUMBERS));
+            self.isa.run(PackPanel { b, first, width, k, out, word });
+        }
+        let panels = &*packed;
+        self.isa.run(Product { a, first: 0, rows, depth, panels, cols, out, stride, alpha, beta, tiles, word });
+    }
+
+    /// As [`Cpu::products`], in the way of training.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn trained_products(
+        &self,
+        op: &'static str,
+        products: Products,
+        x: &[f32],
+        cols: usize,
+        bands: &[usize],
+        experts: &[usize],
+        parts: &[Part<'_>],
+        outs: &mut Outputs,
+    ) -> Result<()> {
+        for (y, p) in outs.iter_mut().zip(parts) {
+            let y = self.arena.f32s_mut(op, y)?;
+            let weights: Vec<Cow<'_, [f32]>> = experts.iter().map(|&e| self.values(&p.each[e], p.rows, cols)).collect();
+            let all: Vec<Factors<'_>> = bands
+                .windows(2)
+                .zip(&weights)
+                .map(|(band, w)| Factors {
+                    a: Strided::rows(&x[band[0] * cols..band[1] * cols], cols),
+                    b: Strided::rows(w, cols).transposed(),
+                    rows: band[1] - band[0],
+                    depth: cols,
+                })
+                .collect();
+            self.gemm(products, &all, y, p.rows, 1.0, 0.0);
+            if let Some(bias) = p.bias {
+                self.pool.chunks_mut(y, Self::grain(y.len() / p.rows, p.rows) * p.rows, |_, y| {
+                    for x in y.chunks_exact_mut(p.rows) {
+                        self.isa.run(AddScaled { x, y: bias, factor: 1.0 });
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The values of a matrix: its own memory if that holds f32, else decoded.
+    pub(crate) fn values<'a>(&self, m: &'a Matrix, rows: usize, cols: usize) -> Cow<'a, [f32]> {
+        if let Matrix::Plain(w) = m
+            && w.format == format::F32
+            && let Ok(values) = bytemuck::try_cast_slice(w.bytes.as_slice())
+        {
+            return Cow::Borrowed(values);
+        }
+        let mut room = vec![0.0; rows * cols];
+        let n = Self::grain(rows, 8 * cols);
+        self.pool.chunks_mut(&mut room, n * cols, |first, out| {
+            for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+                m.decode_row(first / cols + i, out);
+            }
+        });
+        Cow::Owned(room)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Level, Pool};
+
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    /// Both ways of reading a matrix `[rows, cols]`.
+    fn strided(data: &[f32], rows: usize, cols: usize, transposed: bool) -> Strided<'_> {
+        if transposed { Strided::rows(data, rows).transposed() } else { Strided::rows(data, cols) }
+    }
+
+    /// Products of every shape that edges, tiles, panels and blocks of depth make, against sums in f64; with two threads
+    /// as with one, bit for bit.
+    #[test]
+    fn products_are_right_at_every_level() {
+        for isa in Level::present() {
+            let cpus = [1, 2].map(|n| Cpu::training(Pool::new(n).unwrap(), Some(isa), Products::F32).unwrap());
+            for (case, &(cols, depths, rows)) in [
+                (1, [1, 1], [1, 1]),
+                (33, [5, 0], [12, 7]),
+                (32, [33, 31], [25, 1]),
+                (80, [64, 65], [13, 48]),
+                (193, [401, 390], [97, 30]),
+                (64, [800, 3], [20, 130]),
+            ]
+            .iter()
+            .enumerate()
+            {
+                for layout in 0..4 {
+                    let (ta, tb) = (layout & 1 != 0, layout & 2 != 0);
+                    let factors: Vec<(Vec<f32>, Vec<f32>)> = (0..2)
+                        .map(|g| (numbers(rows[g] * depths[g], case + g), numbers(depths[g] * cols, 7 * case + g)))
+                        .collect();
+                    let all: Vec<Factors<'_>> = (0..2)
+                        .map(|g| Factors {
+                            a: strided(&factors[g].0, rows[g], depths[g], ta),
+                            b: strided(&factors[g].1, depths[g], cols, tb),
+                            rows: rows[g],
+                            depth: depths[g],
+                        })
+                        .collect();
+                    let old = numbers((rows[0] + rows[1]) * cols, 3);
+                    for (products, rounding) in [(Products::F32, 1e-6), (Products::Bf16, 8e-3)] {
+                        let mut out = [old.clone(), old.clone()];
+                        for (cpu, out) in cpus.iter().zip(&mut out) {
+                            cpu.gemm(products, &all, out, cols, 0.5, 2.0);
+                        }
+                        assert!(out[0] == out[1], "{isa:?} {products:?} {cols} {depths:?} {rows:?}: threads");
+                        for (i, found) in out[0].iter().enumerate() {
+                            let (row, col) = (i / cols, i % cols);
+                            let (g, row) = if row < rows[0] { (0, row) } else { (1, row - rows[0]) };
+                            let term = |k: usize| {
+                                let (a, b) = (&all[g].a, &all[g].b);
+                                let (a, b) = (a.data[row * a.row + k * a.col], b.data[k * b.row + col * b.col]);
+                                f64::from(a) * f64::from(b)
+                            };
+                            let size: f64 = (0..depths[g]).map(|k| term(k).abs()).sum::<f64>() + 2.0;
+                            let exact = 0.5 * (0..depths[g]).map(term).sum::<f64>() + 2.0 * f64::from(old[i]);
+                            let off = (f64::from(*found) - exact).abs();
+                            assert!(
+                                off <= rounding * size,
+                                "{isa:?} {products:?} {cols} {depths:?} {rows:?} {layout}: {off}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
