@@ -114,8 +114,8 @@ pub(crate) fn load_on<T: Send>(
     beside: impl FnOnce(&Model) -> Result<T> + Send,
 ) -> Result<(Loaded, T)> {
     let start = Instant::now();
-    let path = source::locate(name)?;
-    let model = Model::open(&path, &args.read.options())?;
+    let place = source::locate(name)?;
+    let model = place.open(&args.read.options())?;
     let kv = args.kv_dtype(device.backend.precision());
     let context = context(&model, kv, args, room)?;
     let mut bar = ByteBar::new("loading");
@@ -126,7 +126,7 @@ pub(crate) fn load_on<T: Send>(
     });
     drop(bar);
     let (decoder, made) = (decoder?, made?);
-    let name = name.map_or_else(|| path.display().to_string(), str::to_owned);
+    let name = name.map_or_else(|| place.path().display().to_string(), str::to_owned);
     Ok((Loaded { name, model, decoder, kv, context, took: start.elapsed() }, made))
 }
 

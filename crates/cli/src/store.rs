@@ -9,13 +9,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use fathom_core::DType;
 use fathom_engine::ChatModel;
 use fathom_hub::Hub;
-use fathom_model::Model;
 use fathom_server::{Offer, Refusal, Served, Store};
 
 use crate::args::{Draft, LoadArgs};
 use crate::assistant::start_engine;
 use crate::load::{Device, Room, load_on};
-use crate::source;
+use crate::source::{self, Place};
 
 /// See the module.
 pub(crate) struct Models {
@@ -59,13 +58,13 @@ impl Models {
         };
         let mut named: Vec<Named> = Vec::new();
         for (name, source) in sources {
-            let path = source::locate(source.as_deref())?;
-            let name = name.unwrap_or_else(|| called(source.as_deref(), &path));
+            let place = source::locate(source.as_deref())?;
+            let name = name.unwrap_or_else(|| called(source.as_deref(), place.path()));
             ensure!(!name.is_empty(), "NAME=MODEL needs a name before the equals sign");
             if named.iter().any(|n| n.offer.name == name) {
-                bail!("two models would be called {name}: give one another name, OTHER={}", path.display());
+                bail!("two models would be called {name}: give one another name, OTHER={}", place.path().display());
             }
-            let offer = describe(&path, &name, &load, &device).with_context(|| format!("cannot offer {name}"))?;
+            let offer = describe(&place, &name, &load, &device).with_context(|| format!("cannot offer {name}"))?;
             named.push(Named { source, offer });
         }
         let models = Models { named, load, device, draft, cache_tokens, pulls, fetched: Mutex::new(Vec::new()) };
@@ -117,7 +116,7 @@ impl Models {
 fn called(source: Option<&str>, path: &Path) -> String {
     match source {
         Some(name) if !Path::new(name).exists() => name.to_owned(),
-        None => "fathom".to_owned(),
+        None => source::BUILT_IN.to_owned(),
         Some(_) => {
             let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
             let last = if path.is_dir() { path.file_name() } else { path.file_stem() };
@@ -127,12 +126,12 @@ fn called(source: Option<&str>, path: &Path) -> String {
 }
 
 /// What a model is, from its description alone.
-fn describe(path: &Path, name: &str, load: &LoadArgs, device: &Device) -> Result<Offer> {
-    let model = Model::open(path, &load.read.options())?;
+fn describe(place: &Place, name: &str, load: &LoadArgs, device: &Device) -> Result<Offer> {
+    let model = place.open(&load.read.options())?;
     let kv: DType = load.kv_dtype(device.backend.precision());
     let context = crate::load::context(&model, kv, load, Room::Conversation)?;
     let cache = (model.spec.kv_bytes_per_token(kv) * context) as u64;
-    let modified = std::fs::metadata(path).ok().and_then(|m| m.modified().ok()?.duration_since(UNIX_EPOCH).ok());
+    let modified = std::fs::metadata(place.path()).ok().and_then(|m| m.modified().ok()?.duration_since(UNIX_EPOCH).ok());
     let mut formats = std::collections::BTreeMap::<String, u64>::new();
     for tensor in model.archive.names().filter_map(|name| model.archive.tensor(name).ok().flatten()) {
         *formats.entry(tensor.format.name().to_owned()).or_default() += tensor.bytes.len() as u64;

@@ -25,6 +25,13 @@ impl ByteSource for Vec<u8> {
     }
 }
 
+/// Bytes inside the program.
+impl ByteSource for &'static [u8] {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
 /// A slice of a shared [`ByteSource`].
 #[derive(Clone)]
 pub struct Bytes {

@@ -6,7 +6,9 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use fathom_core::ByteSource;
 use serde_json::Value as Json;
 
 use crate::fault::{Error, Fault, Result};
@@ -99,6 +101,15 @@ impl Archive {
             }
         };
         Ok(Archive { path: path.to_owned(), source })
+    }
+
+    /// A GGUF file in memory; `name` stands for its path.
+    ///
+    /// # Errors
+    /// Every fault that it shows.
+    pub fn from_gguf(name: &Path, bytes: Arc<dyn ByteSource>) -> Result<Archive> {
+        let source = Source::Gguf(Box::new(Gguf::from_source(name, bytes)?));
+        Ok(Archive { path: name.to_owned(), source })
     }
 
     fn open_dir(dir: &Path) -> Result<Source> {

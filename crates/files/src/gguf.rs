@@ -91,8 +91,16 @@ impl Gguf {
     /// # Errors
     /// Every fault that it shows.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Gguf> {
+        Self::from_source(Path::new("(memory)"), Arc::new(bytes))
+    }
+
+    /// Reads a whole GGUF file from memory; `name` stands for its path in messages.
+    ///
+    /// # Errors
+    /// Every fault that it shows.
+    pub fn from_source(name: &Path, source: Arc<dyn ByteSource>) -> Result<Gguf> {
         let mut faults = Faults::default();
-        let part = Part::read(Path::new("(memory)"), Arc::new(bytes), &mut faults)?;
+        let part = Part::read(name, source, &mut faults)?;
         Gguf::new(vec![part], faults)
     }
 

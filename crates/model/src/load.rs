@@ -46,7 +46,15 @@ impl Model {
     /// # Errors
     /// Everything wrong with the description; weights are checked by [`Model::check`].
     pub fn open(path: &Path, options: &Options) -> Result<Model> {
-        let archive = Archive::open(path)?;
+        Self::from_archive(Archive::open(path)?, options)
+    }
+
+    /// The same of files that are open already.
+    ///
+    /// # Errors
+    /// Everything wrong with the description.
+    pub fn from_archive(archive: Archive, options: &Options) -> Result<Model> {
+        let path = archive.path();
         let mut spec = match (archive.config(), archive.metadata()) {
             (Some(config), _) => read_spec(Source::Hf(config), path, options)?,
             (None, Some(meta)) => {

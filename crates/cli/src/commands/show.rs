@@ -50,8 +50,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let path = source::locate(args.model.as_deref().or(args.flag.as_deref()))?;
-    let model = Model::open(&path, &args.read.options())?;
+    let place = source::locate(args.model.as_deref().or(args.flag.as_deref()))?;
+    let model = place.open(&args.read.options())?;
     let (facts, faults) = facts(&model, args);
     let mut out = io::stdout().lock();
     if args.json {

@@ -4,7 +4,6 @@ use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use fathom_model::Model;
 use fathom_text::{Specials, Tokenizer};
 use serde_json::{Value, json};
 
@@ -49,7 +48,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let (model, text) = model_then_text(args.model, args.first, args.second)?;
-    let path = source::locate(model.as_deref())?;
+    let place = source::locate(model.as_deref())?;
     let text = match text {
         Some(text) => text,
         None => {
@@ -61,7 +60,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             text
         }
     };
-    let model = Model::open(&path, &Default::default())?;
+    let model = place.open(&Default::default())?;
     let tokenizer = Tokenizer::new(&model.vocab()?)?;
     let ids = match (args.decode, args.prompt, args.plain) {
         (true, ..) => {

@@ -79,10 +79,14 @@ fn a_mistake_does_not_end_the_conversation() {
 }
 
 #[test]
-fn help_lists_commands_and_no_model_is_explained() {
+fn help_lists_commands_and_the_miniature_introduces_itself() {
     let home = tempfile::tempdir().unwrap();
     let help = chat(home.path(), &[], "/help\n");
     assert!(help.err.contains("/think budget") && help.ok().is_empty(), "{help:#?}");
-    fathom(&[]).fails(1, &["no model was named", "fathom pull r1-1.5b"]);
-    fathom(&["chat"]).fails(1, &["    fathom -m r1-1.5b"]);
+    // The model inside the program says what it is, and how to get a larger one.
+    let inside = fathom(&[]);
+    for words in ["mini-r1", "a miniature grown from the published recipe", "fathom pull r1-1.5b", "fathom -m r1-1.5b"] {
+        assert!(inside.err.contains(words), "{words}: {inside:#?}");
+    }
+    assert!(inside.ok().is_empty());
 }

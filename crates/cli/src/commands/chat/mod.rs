@@ -17,7 +17,7 @@ use fathom_text::{ChatMessage, Role, Thinking};
 
 use crate::args::{ChatArgs, Draft, LoadArgs, SamplingArgs};
 use crate::assistant::Assistant;
-use crate::term;
+use crate::{source, term};
 use crate::units::{duration, grouped};
 use display::Display;
 use input::{Input, Line};
@@ -117,6 +117,9 @@ fn start(args: &Args, model: Option<&str>) -> Result<Assistant> {
     let context = grouped(assistant.context as u64);
     let load = duration(assistant.load);
     term::note(&format!("{} · {} · context {context} · loaded in {load}", assistant.name, assistant.device));
+    if assistant.name == source::BUILT_IN {
+        term::note(&source::miniature());
+    }
     term::note("/help lists commands, Ctrl-D leaves");
     Ok(assistant)
 }
@@ -244,7 +247,7 @@ impl Chat<'_> {
 
     fn change_model(&mut self, name: &str) -> Result<()> {
         // Looked up before the old one goes, which must go first: both may not fit.
-        crate::source::locate(Some(name))?;
+        source::locate(Some(name))?;
         self.assistant = None;
         self.assistant = Some(start(self.args, Some(name))?);
         Ok(())
