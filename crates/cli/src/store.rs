@@ -131,7 +131,8 @@ fn describe(place: &Place, name: &str, load: &LoadArgs, device: &Device) -> Resu
     let kv: DType = load.kv_dtype(device.backend.precision());
     let context = crate::load::context(&model, kv, load, Room::Conversation)?;
     let cache = (model.spec.kv_bytes_per_token(kv) * context) as u64;
-    let modified = std::fs::metadata(place.path()).ok().and_then(|m| m.modified().ok()?.duration_since(UNIX_EPOCH).ok());
+    let modified =
+        std::fs::metadata(place.path()).ok().and_then(|m| m.modified().ok()?.duration_since(UNIX_EPOCH).ok());
     let mut formats = std::collections::BTreeMap::<String, u64>::new();
     for tensor in model.archive.names().filter_map(|name| model.archive.tensor(name).ok().flatten()) {
         *formats.entry(tensor.format.name().to_owned()).or_default() += tensor.bytes.len() as u64;

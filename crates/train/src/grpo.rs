@@ -88,7 +88,7 @@ pub(crate) fn run(run: &Run, grpo: &Grpo, watch: Watch<'_>) -> Result<Wish> {
             logprobs: true,
             drafts: false,
         };
-        let decoder = trainer.decoder(run.backend.clone())?;
+        let decoder = trainer.decoder(run.server.clone())?;
         let (answers, _) = answers(decoder, &prompts, tokenizer.end_tokens(), &drawing)?;
         let mut scores: Vec<Score> = Vec::new();
         for (i, answer) in answers.iter().enumerate() {
@@ -111,7 +111,7 @@ pub(crate) fn run(run: &Run, grpo: &Grpo, watch: Watch<'_>) -> Result<Wish> {
             }
         }
         if let Some(reference) = &reference {
-            let decoder = reference.decoder(run.backend.clone())?;
+            let decoder = reference.decoder(run.server.clone())?;
             let all = logprobs(&decoder, &rollouts, trainer.step_rows)?;
             rollouts.iter_mut().zip(all).for_each(|(r, logprobs)| r.reference = logprobs);
         }

@@ -24,6 +24,9 @@ pub struct Recipe {
     /// Seed of weights, data and sampling.
     #[serde(default = "one")]
     pub seed: u64,
+    /// What the products of learning multiply; master weights and sums are f32 either way.
+    #[serde(default)]
+    pub products: Products,
     /// Shape of the model.
     pub model: Shape,
     /// Vocabulary.
@@ -45,6 +48,17 @@ pub struct Recipe {
 
 fn one() -> u64 {
     1
+}
+
+/// Number type of the factors of matrix products in learning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Products {
+    /// bfloat16: twice as fast where the processor multiplies it.
+    #[default]
+    Bf16,
+    /// 32 bit.
+    F32,
 }
 
 /// Shape of a model of V3's architecture; names as in DeepSeek's `config.json` where they are longer.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fathom_core::{FormatId, Grad};
+use fathom_core::{Backend, FormatId, Grad};
 use fathom_engine::meter::Source;
 use fathom_engine::{ChatModel, Meter};
 use fathom_files::write_file;
@@ -156,8 +156,10 @@ pub struct Run {
     pub recipe: Recipe,
     /// Where everything goes.
     pub folder: PathBuf,
-    /// What computes.
+    /// What learns.
     pub backend: Arc<dyn Grad>,
+    /// What answers, in rollouts and evaluation: exact precision on the same weights.
+    pub server: Arc<dyn Backend>,
     /// Watts to reckon with where the machine has no counter.
     pub watts: Option<f64>,
 }
@@ -173,7 +175,12 @@ impl Run {
     ///
     /// # Errors
     /// If the folder holds another recipe's run, or cannot be made.
-    pub fn open(recipe: Recipe, folder: &Path, backend: Arc<dyn Grad>, watts: Option<f64>) -> Result<Self> {
+    pub fn open(
+        recipe: Recipe,
+        folder: &Path,
+        (backend, server): (Arc<dyn Grad>, Arc<dyn Backend>),
+        watts: Option<f64>,
+    ) -> Result<Self> {
         fs::create_dir_all(folder).map_err(Error::io("creating", folder))?;
         let file = folder.join("recipe.json");
         let text = serde_json::to_string_pretty(&recipe).expect("invariant: a recipe is JSON");
@@ -185,7 +192,7 @@ impl Run {
             }
         }
         write_file(&file, text.as_bytes())?;
-        Ok(Run { recipe, folder: folder.to_owned(), backend, watts })
+        Ok(Run { recipe, folder: folder.to_owned(), backend, server, watts })
     }
 
     pub(crate) fn stage_folder(&self, stage: Stage) -> PathBuf {
@@ -421,7 +428,7 @@ impl Run {
             // Drafting shows how often the prediction block is right; the answers are the same.
             let drafts = params.spec.mtp.is_some() && at.is_none();
             let drawing = Drawing { drafts, ..Drawing::greedy(self.recipe.eval.max_tokens) };
-            let decoder = params.decoder(self.backend.clone())?;
+            let decoder = params.decoder(self.server.clone())?;
             let (results, Drafts { drafted, accepted }) =
                 evaluate(decoder, tokenizer, &examples, &samples, split, &drawing)?;
             watch(Progress::Evaluated(&results));
@@ -477,6 +484,7 @@ fn differs(old: &Recipe, new: &Recipe) -> Option<&'static str> {
     let cases = [
         ("name", old.name != new.name),
         ("seed", old.seed != new.seed),
+        ("products", old.products != new.products),
         ("[model]", old.model != new.model),
         ("[tokenizer]", old.tokenizer != new.tokenizer),
         ("[data]", old.data != new.data),

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use fathom_core::Precision;
-use fathom_cpu::{Cpu, CpuOptions};
+use fathom_cpu::{Cpu, Pool, Products};
 use fathom_train::policy::{Bounds, Rollout, logprobs};
 use fathom_train::recipe::Recipe;
 use fathom_train::{Optimiser, Params, Trainer};
 
 fn cpu() -> Arc<Cpu> {
-    Cpu::new(CpuOptions { threads: Some(2), isa: None, precision: Precision::Exact, repack: false }).unwrap()
+    Cpu::training(Pool::new(2).unwrap(), None, Products::F32).unwrap()
 }
 
 fn params(seed: u64) -> Params {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fathom_core::{Precision, format};
-use fathom_cpu::{Cpu, CpuOptions};
+use fathom_cpu::{Cpu, CpuOptions, Pool, Products};
 use fathom_engine::ChatModel;
 use fathom_model::{Model, Options};
 use fathom_tasks::{Generator, Mix};
@@ -16,6 +16,10 @@ use fathom_train::run::{Progress, Wish};
 use fathom_train::{Error, Params, Run, Stage, checkpoint, vocabulary};
 
 fn cpu() -> Arc<Cpu> {
+    Cpu::training(Pool::new(2).unwrap(), None, Products::Bf16).unwrap()
+}
+
+fn server() -> Arc<Cpu> {
     Cpu::new(CpuOptions { threads: Some(2), isa: None, precision: Precision::Exact, repack: false }).unwrap()
 }
 
@@ -68,7 +72,7 @@ fn tiny() -> Recipe {
 
 /// Runs stages; stops at a step of the supervised stage if asked to.
 fn run(folder: &Path, stages: &[Stage], stop_at: Option<u64>) {
-    let run = Run::open(tiny(), folder, cpu(), None).unwrap();
+    let run = Run::open(tiny(), folder, (cpu(), server()), None).unwrap();
     for stage in stages {
         let mut watch = |p: Progress<'_>| match p {
             Progress::Step { metrics, .. } if metrics.stage == "sft" && Some(metrics.step) == stop_at => Wish::Stop,
@@ -121,7 +125,7 @@ fn what_is_exported_is_what_was_trained() {
     let folder = tempfile::tempdir().unwrap();
     run(folder.path(), &[Stage::Tokenizer, Stage::Pretrain], None);
     let recipe = Recipe { pretrain: tiny().pretrain, ..tiny() };
-    let run = Run::open(recipe, folder.path(), cpu(), None).unwrap();
+    let run = Run::open(recipe, folder.path(), (cpu(), server()), None).unwrap();
     let newest = checkpoint::newest(&folder.path().join("pretrain")).unwrap().unwrap();
     let file = folder.path().join("x.gguf");
     run.export(&file, format::F32).unwrap();
@@ -187,13 +191,13 @@ fn bad_recipes_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let mut recipe = tiny();
     recipe.data.weights.insert("nonsense".into(), 1.0);
-    let run = Run::open(recipe.clone(), folder.path(), cpu(), None).unwrap();
+    let run = Run::open(recipe.clone(), folder.path(), (cpu(), server()), None).unwrap();
     assert!(matches!(run.stage(Stage::Sft, &mut |_| Wish::Continue), Err(Error::Missing { .. })));
     run.stage(Stage::Tokenizer, &mut |_| Wish::Continue).unwrap();
     let error = run.stage(Stage::Pretrain, &mut |_| Wish::Continue).unwrap_err().to_string();
     assert!(error.contains("nonsense") && error.contains("countdown"), "{error}");
     recipe.seed = 2;
-    assert!(matches!(Run::open(recipe, folder.path(), cpu(), None), Err(Error::OtherRun { .. })));
+    assert!(matches!(Run::open(recipe, folder.path(), (cpu(), server()), None), Err(Error::OtherRun { .. })));
 }
 
 #[test]
@@ -203,7 +207,7 @@ fn a_loss_that_is_no_number_stops_the_run() {
     let pretrain = recipe.pretrain.as_mut().unwrap();
     (pretrain.lr, pretrain.clip, pretrain.warmup, pretrain.tokens) = (1e8, 1e9, 0, 20_000);
     recipe.pretrain.as_mut().unwrap().matrices = fathom_train::recipe::Matrices::AdamW;
-    let run = Run::open(recipe, folder.path(), cpu(), None).unwrap();
+    let run = Run::open(recipe, folder.path(), (cpu(), server()), None).unwrap();
     run.stage(Stage::Tokenizer, &mut |_| Wish::Continue).unwrap();
     match run.stage(Stage::Pretrain, &mut |_| Wish::Continue) {
         Err(Error::Diverged { stage: "pretrain", step, .. }) => assert!(step > 1),

@@ -85,7 +85,8 @@ fn help_lists_commands_and_the_miniature_introduces_itself() {
     assert!(help.err.contains("/think budget") && help.ok().is_empty(), "{help:#?}");
     // The model inside the program says what it is, and how to get a larger one.
     let inside = fathom(&[]);
-    for words in ["mini-r1", "a miniature grown from the published recipe", "fathom pull r1-1.5b", "fathom -m r1-1.5b"] {
+    for words in ["mini-r1", "a miniature grown from the published recipe", "fathom pull r1-1.5b", "fathom -m r1-1.5b"]
+    {
         assert!(inside.err.contains(words), "{words}: {inside:#?}");
     }
     assert!(inside.ok().is_empty());

@@ -17,8 +17,8 @@ use fathom_text::{ChatMessage, Role, Thinking};
 
 use crate::args::{ChatArgs, Draft, LoadArgs, SamplingArgs};
 use crate::assistant::Assistant;
-use crate::{source, term};
 use crate::units::{duration, grouped};
+use crate::{source, term};
 use display::Display;
 use input::{Input, Line};
 use slash::Slash;

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use fathom_core::{FormatId, Precision, format};
 use fathom_cpu::{Cpu, CpuOptions};
 use fathom_train::evaluate::KindResult;
+use fathom_train::recipe::Products;
 use fathom_train::run::{Metrics, Progress, Wish};
 use fathom_train::{Recipe, Run, Stage};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -71,10 +71,15 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let file = args.recipe.as_ref().context("name a recipe")?;
     let recipe = Recipe::open(file)?;
     let folder = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&recipe.name));
-    let options =
-        CpuOptions { threads: args.threads.map(usize::from), isa: None, precision: Precision::Exact, repack: false };
-    let cpu: Arc<Cpu> = Cpu::new(options)?;
-    let run = Run::open(recipe, &folder, cpu, args.watts)?;
+    let threads = args.threads.map(usize::from);
+    let server = Cpu::new(CpuOptions { threads, isa: None, precision: Precision::Exact, repack: false })?;
+    let products = match recipe.products {
+        Products::Bf16 => fathom_cpu::Products::Bf16,
+        Products::F32 => fathom_cpu::Products::F32,
+    };
+    // One pool for both: two would fight for the cores.
+    let learner = Cpu::training(server.pool().clone(), None, products)?;
+    let run = Run::open(recipe, &folder, (learner, server), args.watts)?;
     term::catch_interrupts(2)?;
     let stages = if args.stage.is_empty() && args.export.is_some() && folder.join("results.json").exists() {
         Vec::new()
