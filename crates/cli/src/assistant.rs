@@ -180,7 +180,7 @@ fn now() -> Clock {
 }
 
 /// A seed that nobody chose; below 2³² so that every JSON reader keeps it.
-fn any_seed() -> u64 {
+pub(crate) fn any_seed() -> u64 {
     RandomState::new().build_hasher().finish() >> 32
 }
 

@@ -30,7 +30,12 @@ pub(crate) enum Room {
     Conversation,
     /// For this many tokens.
     Tokens(usize),
+    /// For so many pictures at once, each with its description.
+    Pictures(usize),
 }
+
+/// Tokens of a picture's description that room is made for.
+const DESCRIPTION: usize = 256;
 
 /// A model with its weights where they are used.
 pub(crate) struct Loaded {
@@ -166,7 +171,13 @@ impl Plan<'_> {
             (_, Some(asked)) => asked,
             (Room::Tokens(needed), None) => needed,
             (Room::Conversation, None) => most.min(DEFAULT_CONTEXT),
+            (Room::Pictures(_), None) => {
+                let steps = self.spec.pictures.as_ref().map_or(0, fathom_model::picture::PictureSpec::steps);
+                most.min(steps + DESCRIPTION)
+            }
         };
+        // Every picture takes two lanes of the cache.
+        let lanes = if let Room::Pictures(n) = room { 2 * n as u64 } else { 1 };
         if wanted > most {
             bail!(
                 "a context of {} tokens is asked for; this model was made for {}",
@@ -174,7 +185,7 @@ impl Plan<'_> {
                 grouped(most as u64)
             );
         }
-        let needs = |tokens| self.weights.saturating_add(self.cache(tokens));
+        let needs = |tokens| self.weights.saturating_add(lanes * self.cache(tokens));
         let Some(budget) = budget.filter(|b| needs(wanted) > *b) else { return Ok(wanted) };
         if asked.is_none() && matches!(room, Room::Conversation) {
             // Nobody asked for so much, so what fits will do, if it is said.
@@ -193,7 +204,7 @@ impl Plan<'_> {
              take a smaller --context or a smaller file, or allow more with --memory",
             bytes(needs(wanted)),
             bytes(self.weights),
-            bytes(self.cache(wanted)),
+            bytes(lanes * self.cache(wanted)),
             grouped(wanted as u64),
             bytes(budget),
         )
@@ -219,6 +230,7 @@ mod tests {
             layers: vec![LayerSpec { mixer, ffn: Ffn::Dense { hidden: 8 } }; 3],
             tied: false,
             mtp: None,
+            pictures: None,
         }
     }
 

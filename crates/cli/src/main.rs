@@ -12,6 +12,7 @@ mod load;
 mod machine;
 mod markdown;
 mod npy;
+mod show_picture;
 mod source;
 mod store;
 mod term;

@@ -86,6 +86,44 @@ impl Drop for ByteBar {
     }
 }
 
+/// A bar over a known number of steps.
+pub(crate) struct StepBar(Option<ProgressBar>);
+
+impl StepBar {
+    pub(crate) fn new(label: impl Into<Cow<'static, str>>, steps: usize) -> Self {
+        if !stderr_is_terminal() {
+            return StepBar(None);
+        }
+        let style = ProgressStyle::with_template("{msg}  {wide_bar}  {pos}/{len}  {elapsed}  {eta} left");
+        let bar = ProgressBar::new(steps as u64).with_style(style.expect("invariant: the template is well formed"));
+        bar.set_message(label);
+        StepBar(Some(bar))
+    }
+
+    /// So many steps are done.
+    pub(crate) fn update(&self, step: usize) {
+        if let Some(bar) = &self.0 {
+            bar.set_position(step as u64);
+        }
+    }
+
+    /// Does something with the bar out of the way.
+    pub(crate) fn suspend<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.0 {
+            Some(bar) => bar.suspend(work),
+            None => work(),
+        }
+    }
+}
+
+impl Drop for StepBar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// Something that turns while nobody knows how long it will take.
 pub(crate) struct Spinner(Option<ProgressBar>);
 

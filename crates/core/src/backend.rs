@@ -213,6 +213,43 @@ pub struct Routing {
     pub weights: Tensor,
 }
 
+/// A convolution over pictures, which lie as `[pictures, height, width, channels]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvSpec {
+    /// Side of the square kernel.
+    pub kernel: usize,
+    /// Pixels from one output to the next, in both directions.
+    pub stride: usize,
+    /// Rows and columns of zeros before (top, left) and after (bottom, right) the picture.
+    pub pad: (usize, usize),
+    /// How often every input pixel is first repeated in both directions (nearest-neighbour upsampling); 1: not.
+    pub magnify: usize,
+}
+
+impl ConvSpec {
+    /// A kernel that keeps the picture's size.
+    pub const fn same(kernel: usize) -> Self {
+        ConvSpec { kernel, stride: 1, pad: (kernel / 2, kernel / 2), magnify: 1 }
+    }
+
+    /// Height or width of the output for an input of `side`; 0 if the kernel does not fit.
+    pub fn out(&self, side: usize) -> usize {
+        let padded = side * self.magnify + self.pad.0 + self.pad.1;
+        padded.checked_sub(self.kernel).map_or(0, |room| room / self.stride + 1)
+    }
+}
+
+/// Group normalisation (Wu & He 2018) over pictures.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNormSpec {
+    /// Groups of neighbouring channels; divides them.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Whether `silu` follows.
+    pub silu: bool,
+}
+
 /// A device that can run a decoder.
 ///
 /// Shapes are checked; a violation is an error naming operation and argument. `x` is `[tokens, dim]` unless said
@@ -229,6 +266,9 @@ pub trait Backend: Send + Sync {
 
     /// Takes over the experts of one projection.
     fn upload_experts(&self, experts: &Experts) -> Result<ResidentExperts>;
+
+    /// Takes over the kernels of a convolution: `[out, in × kernel × kernel]`, channel outermost as PyTorch stores them.
+    fn upload_conv(&self, weight: &Weight, kernel: usize) -> Result<Resident>;
 
     /// A tensor with the given elements, row-major.
     fn tensor(&self, shape: Shape, data: &[f32]) -> Result<Tensor>;
@@ -309,6 +349,23 @@ pub trait Backend: Send + Sync {
 
     /// The named rows (those whose logits are wanted).
     fn select_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor>;
+
+    /// Tensors of one width below each other.
+    fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor>;
+
+    /// `(x − mean) / √(variance + eps) · weight + bias` along the last dimension (Ba et al. 2016).
+    fn layer_norm(&self, x: &Tensor, weight: &Resident, bias: &Resident, eps: f32) -> Result<Tensor>;
+
+    /// `x · Φ(x)` with the exact normal distribution Φ (Hendrycks & Gimpel 2016), into `x` if nobody else holds it.
+    fn gelu(&self, x: Tensor) -> Result<Tensor>;
+
+    /// A convolution, bias included: `x: [pictures, height, width, in]` → `[pictures, height', width', out]`. The weight
+    /// comes from [`Backend::upload_conv`].
+    fn conv2d(&self, x: &Tensor, proj: Proj<'_>, spec: &ConvSpec) -> Result<Tensor>;
+
+    /// Group normalisation of each picture of `[pictures, height, width, channels]`, over the pixels and the channels of a
+    /// group; weight and bias are `[1, channels]`.
+    fn group_norm(&self, x: &Tensor, weight: &Resident, bias: &Resident, spec: &GroupNormSpec) -> Result<Tensor>;
 
     /// Feed-forward block `down(silu(gate x) ⊙ up x)`. A backend may fuse it.
     fn ffn(&self, x: &Tensor, gate: Proj<'_>, up: Proj<'_>, down: Proj<'_>) -> Result<Tensor> {

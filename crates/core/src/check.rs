@@ -4,8 +4,8 @@
 //! Where an operation's output shape is not obvious from its arguments, the function returns it.
 
 use crate::{
-    AttendSpec, Error, Experts, HeadProj, KvCache, KvView, LatentSpec, Outputs, Proj, Resident, ResidentExperts,
-    Result, RouteSpec, Routing, Shape, Spans, Tensor,
+    AttendSpec, ConvSpec, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvView, LatentSpec, Outputs, Proj,
+    Resident, ResidentExperts, Result, RouteSpec, Routing, Shape, Spans, Tensor, Weight,
 };
 
 /// Checks a shape condition of a tensor argument.
@@ -272,6 +272,76 @@ pub fn concat_cols(a: &Tensor, b: &Tensor) -> Result<Shape> {
 pub fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Shape> {
     below("select_rows", "rows", rows, x.rows())?;
     Ok(Shape::matrix(rows.len(), x.cols()))
+}
+
+/// One or more tensors of one width. Returns the output's shape.
+pub fn concat_rows(parts: &[&Tensor]) -> Result<Shape> {
+    let op = "concat_rows";
+    that(!parts.is_empty(), op, "parts", Shape::new(&[0]), || "at least one tensor".into())?;
+    let cols = parts[0].cols();
+    for p in parts {
+        that(p.cols() == cols, op, "parts", p.shape, || format!("[any, {cols}], like the first"))?;
+    }
+    Ok(Shape::matrix(parts.iter().map(|p| p.rows()).sum(), cols))
+}
+
+/// Vector weights as long as `x` is wide.
+pub fn layer_norm(x: &Tensor, weight: &Resident, bias: &Resident) -> Result<()> {
+    vectors("layer_norm", x.cols(), weight, bias)
+}
+
+fn vectors(op: &'static str, n: usize, weight: &Resident, bias: &Resident) -> Result<()> {
+    that(weight.rows * weight.cols == n, op, "weight", of(weight), || format!("[1, {n}]"))?;
+    that(bias.rows * bias.cols == n, op, "bias", of(bias), || format!("[1, {n}]"))
+}
+
+/// Pictures `[pictures, height, width, channels]`. Returns the four.
+fn pictures(op: &'static str, x: &Tensor) -> Result<[usize; 4]> {
+    let dims: Option<[usize; 4]> = x.shape.dims().try_into().ok();
+    that(dims.is_some(), op, "x", x.shape, || "[pictures, height, width, channels]".into())?;
+    Ok(dims.unwrap_or_default())
+}
+
+/// Kernels that are whole squares of channels.
+pub fn upload_conv(weight: &Weight, kernel: usize) -> Result<()> {
+    let square = kernel * kernel;
+    that(
+        square > 0 && weight.cols.is_multiple_of(square),
+        "upload_conv",
+        "weight",
+        Shape::matrix(weight.rows, weight.cols),
+        || format!("[out, in × {kernel} × {kernel}]"),
+    )
+}
+
+/// Kernels for the channels of `x`, a picture at least as large as they. Returns the output's shape.
+pub fn conv2d(x: &Tensor, p: &Proj<'_>, spec: &ConvSpec) -> Result<Shape> {
+    let op = "conv2d";
+    let [n, height, width, channels] = pictures(op, x)?;
+    let found = Shape::new(&[spec.kernel, spec.stride, spec.magnify]);
+    that(spec.kernel > 0 && spec.stride > 0 && spec.magnify > 0, op, "spec", found, || "positive numbers".into())?;
+    let cols = channels * spec.kernel * spec.kernel;
+    that(p.weight.cols == cols, op, "weight", of(p.weight), || {
+        format!("[out, {channels} × {} × {}]", spec.kernel, spec.kernel)
+    })?;
+    if let Some(b) = p.bias {
+        that(b.rows * b.cols == p.weight.rows, op, "bias", of(b), || format!("[1, {}]", p.weight.rows))?;
+    }
+    let (h, w) = (spec.out(height), spec.out(width));
+    that(h > 0 && w > 0, op, "x", x.shape, || format!("pictures that hold a kernel of side {}", spec.kernel))?;
+    Ok(Shape::new(&[n, h, w, p.weight.rows]))
+}
+
+/// Groups that divide the channels, and vector weights as long as there are channels. Returns `[pictures, pixels,
+/// channels]`.
+pub fn group_norm(x: &Tensor, weight: &Resident, bias: &Resident, spec: &GroupNormSpec) -> Result<[usize; 3]> {
+    let op = "group_norm";
+    let [n, height, width, channels] = pictures(op, x)?;
+    that(spec.groups > 0 && channels.is_multiple_of(spec.groups), op, "spec", Shape::new(&[spec.groups]), || {
+        format!("a divisor of {channels} channels")
+    })?;
+    vectors(op, channels, weight, bias)?;
+    Ok([n, height * width, channels])
 }
 
 /// As many elements in the copy's target as in `x`.

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::backend::Outputs;
 use crate::{
-    AttendSpec, Backend, Buffer, DType, Error, Experts, HeadProj, KvCache, KvView, LatentForm, LatentSpec, Mask,
-    Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Span, Spans,
-    Storage, Tensor, Weight, check,
+    AttendSpec, Backend, Buffer, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvView, LatentForm,
+    LatentSpec, Mask, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing,
+    Shape, Span, Spans, Storage, Tensor, Weight, check,
 };
 
 const DEVICE: &str = "null";
@@ -155,6 +155,11 @@ impl Backend for Null {
         };
         let each = Arc::new(Bytes((total / n) as u64));
         Ok(ResidentExperts { experts: n, each: Resident::new(DEVICE, rows, cols, experts.get(0).format, each) })
+    }
+
+    fn upload_conv(&self, weight: &Weight, kernel: usize) -> Result<Resident> {
+        check::upload_conv(weight, kernel)?;
+        self.upload(weight)
     }
 
     fn tensor(&self, shape: Shape, data: &[f32]) -> Result<Tensor> {
@@ -362,6 +367,43 @@ impl Backend for Null {
         own("select_rows", &[x])?;
         self.count("select_rows", 0, 0, 0);
         Ok(f32s(check::select_rows(x, rows)?))
+    }
+
+    fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {
+        own("concat_rows", parts)?;
+        self.count("concat_rows", 0, 0, 0);
+        Ok(f32s(check::concat_rows(parts)?))
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Resident, bias: &Resident, _eps: f32) -> Result<Tensor> {
+        let op = "layer_norm";
+        own(op, &[x])?;
+        check::layer_norm(x, weight, bias)?;
+        self.count(op, 0, bytes(op, weight)? + bytes(op, bias)?, 0);
+        Ok(f32s(x.shape))
+    }
+
+    fn gelu(&self, x: Tensor) -> Result<Tensor> {
+        own("gelu", &[&x])?;
+        self.count("gelu", 0, 0, 0);
+        Ok(x)
+    }
+
+    fn conv2d(&self, x: &Tensor, p: Proj<'_>, spec: &ConvSpec) -> Result<Tensor> {
+        let op = "conv2d";
+        own(op, &[x])?;
+        let shape = check::conv2d(x, &p, spec)?;
+        let read = bytes(op, p.weight)? + p.bias.map_or(Ok(0), |b| bytes(op, b))?;
+        self.count(op, 2 * (shape.numel() * p.weight.cols) as u64, read, 0);
+        Ok(f32s(shape))
+    }
+
+    fn group_norm(&self, x: &Tensor, weight: &Resident, bias: &Resident, spec: &GroupNormSpec) -> Result<Tensor> {
+        let op = "group_norm";
+        own(op, &[x])?;
+        check::group_norm(x, weight, bias, spec)?;
+        self.count(op, 0, bytes(op, weight)? + bytes(op, bias)?, 0);
+        Ok(f32s(x.shape))
     }
 }
 

@@ -77,6 +77,12 @@ pub struct Tensor {
     pub dtype: DType,
 }
 
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor({} {} on {})", self.dtype.name(), self.shape, self.buf.device())
+    }
+}
+
 impl Tensor {
     /// Number of rows: the product of all dimensions but the last.
     pub fn rows(&self) -> usize {

@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fathom_core::backend::Outputs;
 use fathom_core::host::{HostArena, HostData, HostStorage};
 use fathom_core::{
-    AttendSpec, Backend, DType, Error, Experts, HeadProj, KvCache, KvView, LatentSpec, Precision, Proj, Resident,
-    ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Spans, Tensor, Weight, check,
+    AttendSpec, Backend, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvView, LatentSpec,
+    Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Spans,
+    Tensor, Weight, check,
 };
 
 use crate::attention::Bands;
 use crate::gemm::Products;
 use crate::kernels::packed::Act;
+use crate::kernels::picture::{Gelu, LayerNorm};
 use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
 use crate::matrix::{Held, Matrix};
@@ -217,6 +219,10 @@ impl Backend for Cpu {
         let held = Held::new(self.take(&weights)?, None);
         let each = Resident::new(DEVICE, rows, cols, experts.get(0).format, Arc::new(held));
         Ok(ResidentExperts { experts: experts.len(), each })
+    }
+
+    fn upload_conv(&self, weight: &Weight, kernel: usize) -> Result<Resident> {
+        self.pack_conv(weight, kernel)
     }
 
     fn tensor(&self, shape: Shape, data: &[f32]) -> Result<Tensor> {
@@ -482,5 +488,44 @@ impl Backend for Cpu {
             o.copy_from_slice(&xs[r as usize * n..(r as usize + 1) * n]);
         }
         Ok(out)
+    }
+
+    fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {
+        let op = "concat_rows";
+        let mut out = self.arena.alloc(check::concat_rows(parts)?, DType::F32);
+        let mut rest = self.arena.f32s_mut(op, &mut out)?;
+        for p in parts {
+            let (to, after) = rest.split_at_mut(p.shape.numel());
+            to.copy_from_slice(self.arena.f32s(op, p)?);
+            rest = after;
+        }
+        Ok(out)
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Resident, bias: &Resident, eps: f32) -> Result<Tensor> {
+        let op = "layer_norm";
+        check::layer_norm(x, weight, bias)?;
+        let (xs, weight, bias) = (self.arena.f32s(op, x)?, self.vector(op, weight)?, self.vector(op, bias)?);
+        let mut out = self.arena.alloc(x.shape, DType::F32);
+        let n = Self::grain(x.rows(), 2 * weight.len()) * weight.len();
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut out)?, n, |first, out| {
+            self.isa.run(LayerNorm { x: &xs[first..first + out.len()], weight, bias, eps, out });
+        });
+        Ok(out)
+    }
+
+    fn gelu(&self, x: Tensor) -> Result<Tensor> {
+        let mut x = self.arena.owned_f32("gelu", x)?;
+        let n = Self::grain(x.shape.numel(), 4);
+        self.pool.chunks_mut(self.arena.f32s_mut("gelu", &mut x)?, n, |_, x| self.isa.run(Gelu { x }));
+        Ok(x)
+    }
+
+    fn conv2d(&self, x: &Tensor, proj: Proj<'_>, spec: &ConvSpec) -> Result<Tensor> {
+        self.convolve(x, proj, spec)
+    }
+
+    fn group_norm(&self, x: &Tensor, weight: &Resident, bias: &Resident, spec: &GroupNormSpec) -> Result<Tensor> {
+        self.normalise_groups(x, weight, bias, spec)
     }
 }

@@ -23,6 +23,7 @@ mod grad;
 mod kernels;
 mod matrix;
 mod pack;
+mod picture;
 mod product;
 mod scratch;
 

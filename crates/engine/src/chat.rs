@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use fathom_text::{
-    ChatMessage, ChatTemplate, ReasoningEvent, ReasoningParser, RenderOptions, Specials, StopMatcher, StreamDecoder,
-    THINK_CLOSE, THINK_OPEN, TextError, Tokenizer, ToolCall, ToolEvent, ToolForm, ToolParser, VocabSource,
+    ChatMessage, ChatTemplate, ReasoningEvent, ReasoningParser, RenderOptions, Role, Specials, StopMatcher,
+    StreamDecoder, THINK_CLOSE, THINK_OPEN, TextError, Tokenizer, ToolCall, ToolEvent, ToolForm, ToolParser,
+    VocabSource,
 };
 
-use crate::request::Reasoning;
+use crate::request::{Drawing, Reasoning};
 use crate::{Error, Event, Finish, Flow, Priority, Request, Result, Sampling, Sink, Usage};
 
 /// What a caller may wish of an answer, besides the conversation.
@@ -38,6 +39,40 @@ pub struct TextOptions {
     /// Text that the answer begins with, put behind the prompt. A closing think tag in it ends the reasoning.
     pub lead: String,
 }
+
+/// What a caller may wish of pictures, besides their description.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DrawOptions {
+    /// How many.
+    pub pictures: usize,
+    /// How far the guidance leads.
+    pub guidance: f32,
+    /// How ids are drawn.
+    pub sampling: Sampling,
+    /// Seed of the random streams; none = another one every time.
+    pub seed: Option<u64>,
+    /// Steps between previews; none = no previews.
+    pub preview: Option<usize>,
+    /// Who goes first.
+    pub priority: Priority,
+}
+
+impl Default for DrawOptions {
+    /// As the model's makers draw (`generation_inference.py`).
+    fn default() -> Self {
+        DrawOptions {
+            pictures: 1,
+            guidance: 5.0,
+            sampling: Sampling { temperature: 1.0, ..Sampling::default() },
+            seed: None,
+            preview: None,
+            priority: Priority::default(),
+        }
+    }
+}
+
+/// The token after which a picture follows.
+const BEGIN_PICTURE: &str = "<begin_of_image>";
 
 /// What comes out of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -225,6 +260,36 @@ impl ChatModel {
         self.continue_tokens(tokens, options)
     }
 
+    /// The request for pictures of what `words` describe.
+    ///
+    /// # Errors
+    /// If there is no template, or the tokenizer lacks the tokens that drawing needs.
+    pub fn draw(&self, words: &str, options: &DrawOptions) -> Result<Request> {
+        let lacks = |what: &str| Error::Text { place: "tokenizer", why: format!("lacks {what}, so it cannot draw") };
+        let begin = self.tokenizer.id_of(BEGIN_PICTURE).ok_or_else(|| lacks(BEGIN_PICTURE))?;
+        let pad = self.tokenizer.pad().ok_or_else(|| lacks("a padding token"))?;
+        // An empty system message stands for none; without it, some templates put in a default.
+        let messages = [ChatMessage::new(Role::System, ""), ChatMessage::new(Role::User, words)];
+        let rendered = self.template()?.render(&messages, &RenderOptions::default()).map_err(text_error("template"))?;
+        let mut prompt = self.tokenizer.encode_prompt(&rendered.text).map_err(text_error("prompt"))?;
+        prompt.push(begin);
+        let mut unconditional = prompt.clone();
+        let last = unconditional.len() - 1;
+        unconditional[1..last].fill(pad);
+        Ok(Request {
+            sampling: options.sampling.clone(),
+            seed: options.seed,
+            priority: options.priority,
+            drawing: Some(Drawing {
+                unconditional,
+                pictures: options.pictures,
+                guidance: options.guidance,
+                preview: options.preview,
+            }),
+            ..Request::new(prompt)
+        })
+    }
+
     fn request(&self, prompt: Vec<u32>, options: &TextOptions) -> Request {
         Request {
             max_tokens: options.max_tokens,
@@ -293,7 +358,7 @@ impl Transcriber {
         };
         match event {
             Event::Accepted { prompt, cached } => hand_on(ChatEvent::Accepted { prompt, cached }),
-            Event::Prompt { .. } => {}
+            Event::Prompt { .. } | Event::Drawn { .. } | Event::Picture { .. } => {}
             Event::Token { token, stop, logprob, top } => {
                 if let Some(logprob) = logprob {
                     hand_on(ChatEvent::Token { token, logprob, top });

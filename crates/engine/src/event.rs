@@ -1,5 +1,7 @@
 //! What the engine tells a caller, and what the caller answers.
 
+use fathom_picture::Picture;
+
 use crate::Error;
 use crate::meter::Energy;
 
@@ -34,6 +36,24 @@ pub enum Event<'a> {
         logprob: Option<f32>,
         /// The best-ranked tokens at its place, best first.
         top: &'a [(u32, f32)],
+    },
+    /// Pictures have come so far.
+    Drawn {
+        /// Ids drawn of each.
+        step: usize,
+        /// Ids that each takes.
+        steps: usize,
+    },
+    /// A picture.
+    Picture {
+        /// Which of the request's.
+        index: usize,
+        /// Ids that it was painted from, whole rows.
+        ids: &'a [u32],
+        /// Pixels of these rows; all of them unless it is a preview.
+        picture: &'a Picture,
+        /// Whether more of it is to come.
+        preview: bool,
     },
     /// The end.
     Finished {

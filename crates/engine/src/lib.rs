@@ -10,6 +10,7 @@
 
 pub mod blocks;
 pub mod chat;
+pub mod drawing;
 pub mod engine;
 mod error;
 pub mod event;
@@ -27,15 +28,15 @@ pub mod session;
 pub mod speculate;
 pub mod worker;
 
-pub use chat::{ChatEvent, ChatModel, Ending, TextOptions, Transcriber};
+pub use chat::{ChatEvent, ChatModel, DrawOptions, Ending, TextOptions, Transcriber};
 pub use engine::{Engine, EngineOptions, Shutdown};
 pub use error::{Error, Result};
 pub use event::{Event, Finish, Flow, Sink, Usage};
 pub use meter::{Energy, Meter};
 pub use model_runner::{ModelRunner, RunnerOptions};
 pub use prefix::Reuse;
-pub use request::{Id, Priority, Reasoning, Request};
-pub use runner::{Runner, RunnerInfo, StepOutput};
+pub use request::{Drawing, Id, Priority, Reasoning, Request};
+pub use runner::{PictureInfo, Runner, RunnerInfo, StepOutput};
 pub use sampler::{Sampler, Sampling};
 pub use scheduler::ScheduleOptions;
 pub use scripted::ScriptedRunner;

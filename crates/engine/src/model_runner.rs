@@ -1,9 +1,12 @@
 //! The runner over real weights: a decoder and its cache.
 
 use fathom_core::{DType, Tensor};
+use fathom_model::picture::picture;
 use fathom_model::spec::Mixer;
 use fathom_model::{BLOCK, Batch, Decoder, KvPool, NoProbe};
+use fathom_picture::Picture;
 
+use crate::runner::PictureInfo;
 use crate::{Error, Result, Runner, RunnerInfo, StepOutput};
 
 /// How a model is run.
@@ -48,6 +51,12 @@ impl ModelRunner {
             blocks,
             latent: spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Mla { .. })),
             drafts: options.drafts && decoder.mtp.is_some(),
+            pictures: spec.pictures.as_ref().map(|p| PictureInfo {
+                codes: p.codec.codes,
+                grid: p.grid(),
+                side: p.side,
+                seen_rows: p.rows(),
+            }),
         };
         let kv = decoder.kv_pool(blocks, options.kv)?;
         Ok(ModelRunner { decoder, kv, info, hidden: None })
@@ -68,12 +77,17 @@ impl Runner for ModelRunner {
         // Its memory serves this step.
         self.hidden = None;
         let b = &*self.decoder.backend;
-        let h = self.decoder.embed(&batch.tokens)?;
+        let h = self.decoder.inputs(batch)?;
         let h = self.decoder.trunk(h, batch, &mut self.kv, &mut NoProbe)?;
         let logits = out.reset(batch.logit_rows.len(), self.info.vocab);
         if !batch.logit_rows.is_empty() {
             let rows = b.select_rows(&h, &batch.logit_rows)?;
             b.read(&self.decoder.head(&rows)?, logits)?;
+        }
+        if let Some(info) = self.info.pictures.filter(|_| !batch.picture_rows.is_empty()) {
+            let logits = out.reset_pictures(batch.picture_rows.len(), info.codes);
+            let rows = b.select_rows(&h, &batch.picture_rows)?;
+            b.read(&self.decoder.picture_head(&rows)?, logits)?;
         }
         self.hidden = self.info.drafts.then_some(h);
         Ok(())
@@ -81,6 +95,16 @@ impl Runner for ModelRunner {
 
     fn copy_block(&mut self, from: u32, to: u32, tokens: usize) -> Result<()> {
         Ok(self.kv.copy_block(&*self.decoder.backend, from, to, tokens)?)
+    }
+
+    fn paint(&mut self, ids: &[u32]) -> Result<Picture> {
+        let info = self.info.pictures.expect("invariant: only a model that draws is asked to paint");
+        let b = &*self.decoder.backend;
+        let rows = ids.len() / info.grid;
+        let pixels = self.decoder.pictures().codec.decode(b, ids, rows, info.grid)?;
+        let mut values = vec![0.0; pixels.shape.numel()];
+        b.read(&pixels, &mut values)?;
+        Ok(picture(&values, info.side, values.len() / 3 / info.side))
     }
 
     fn draft(&mut self, batch: &Batch, rows: &[u32], out: &mut StepOutput) -> Result<()> {

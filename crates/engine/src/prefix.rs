@@ -41,6 +41,11 @@ impl Cache {
         &self.pool
     }
 
+    /// The same, for who needs blocks of its own.
+    pub fn pool_mut(&mut self) -> &mut BlockPool {
+        &mut self.pool
+    }
+
     /// Whether sequences share prefixes at all.
     pub fn shares(&self) -> bool {
         self.reuse != Reuse::Off

@@ -31,6 +31,22 @@ pub struct Reasoning {
     pub closing: Vec<u32>,
 }
 
+/// A request for pictures instead of text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawing {
+    /// The prompt with its words taken out: what the guidance leads away from. As long as the prompt.
+    pub unconditional: Vec<u32>,
+    /// Pictures to draw.
+    pub pictures: usize,
+    /// How far the guidance leads: logits are `u + guidance · (c − u)` (Ho & Salimans 2022).
+    pub guidance: f32,
+    /// Steps between previews; none = no previews.
+    pub preview: Option<usize>,
+}
+
+/// Pictures of one request at most.
+pub const MOST_PICTURES: usize = 64;
+
 /// One answer to generate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -52,6 +68,8 @@ pub struct Request {
     pub reasoning: Option<Reasoning>,
     /// Who goes first.
     pub priority: Priority,
+    /// Pictures to draw instead of text.
+    pub drawing: Option<Drawing>,
     /// Sequences share cached prefixes only if their salts are equal: tenant, adapter.
     pub salt: Vec<u8>,
 }
@@ -69,6 +87,7 @@ impl Request {
             prompt_logprobs: None,
             reasoning: None,
             priority: Priority::default(),
+            drawing: None,
             salt: Vec::new(),
         }
     }
@@ -103,6 +122,44 @@ impl Request {
                 return Err(Error::Option { name, found: n.to_string(), expected: "at most the vocabulary" });
             }
         }
+        if let Some(drawing) = &self.drawing {
+            return self.check_drawing(drawing, info);
+        }
         self.sampling.check(vocab)
+    }
+
+    fn check_drawing(&self, drawing: &Drawing, info: &RunnerInfo) -> Result<()> {
+        let option = |name, found: String, expected| Err(Error::Option { name, found, expected });
+        let Some(pictures) = info.pictures else {
+            return option("pictures", "asked for".to_owned(), "a model that draws");
+        };
+        if !(1..=MOST_PICTURES).contains(&drawing.pictures) {
+            return option("pictures", drawing.pictures.to_string(), "1 to 64");
+        }
+        if !drawing.guidance.is_finite() || drawing.guidance < 0.0 {
+            return option("guidance", drawing.guidance.to_string(), "a number of at least 0");
+        }
+        if drawing.preview == Some(0) {
+            return option("preview", "0 steps".to_owned(), "at least 1");
+        }
+        let (prompt, other) = (self.prompt.len(), drawing.unconditional.len());
+        if prompt != other {
+            return option("unconditional prompt", format!("{other} tokens"), "as many as the prompt");
+        }
+        for &token in &drawing.unconditional {
+            if token as usize >= info.vocab {
+                return Err(Error::TokenOutOfRange { place: "unconditional prompt", token, vocab: info.vocab });
+            }
+        }
+        let all = prompt + pictures.steps();
+        if all > info.context {
+            return Err(Error::ContextTooLong { prompt_tokens: all, context_tokens: info.context });
+        }
+        let lanes = 2 * drawing.pictures * all.div_ceil(info.block_tokens);
+        if lanes > info.blocks {
+            let tokens = lanes * info.block_tokens;
+            return Err(Error::CacheTooSmall { prompt_tokens: tokens, cache_tokens: info.cache_tokens() });
+        }
+        self.sampling.check(pictures.codes)
     }
 }

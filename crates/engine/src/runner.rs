@@ -5,6 +5,7 @@
 //! [`ScriptedRunner`](crate::ScriptedRunner) without any, for tests.
 
 use fathom_model::Batch;
+use fathom_picture::Picture;
 
 use crate::Result;
 
@@ -24,6 +25,28 @@ pub struct RunnerInfo {
     pub latent: bool,
     /// Whether [`Runner::draft`] works: the model has a head that predicts the token after the next.
     pub drafts: bool,
+    /// What it can do with pictures, if anything.
+    pub pictures: Option<PictureInfo>,
+}
+
+/// What a model that draws is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PictureInfo {
+    /// Number of picture logits per row.
+    pub codes: usize,
+    /// Ids of a side; a picture takes the square of it in steps.
+    pub grid: usize,
+    /// Pixels of a side.
+    pub side: usize,
+    /// Rows that a seen picture takes in a prompt.
+    pub seen_rows: usize,
+}
+
+impl PictureInfo {
+    /// Ids of a picture.
+    pub fn steps(&self) -> usize {
+        self.grid * self.grid
+    }
 }
 
 impl RunnerInfo {
@@ -43,6 +66,8 @@ impl RunnerInfo {
 pub struct StepOutput {
     logits: Vec<f32>,
     vocab: usize,
+    pictures: Vec<f32>,
+    codes: usize,
 }
 
 impl StepOutput {
@@ -51,6 +76,18 @@ impl StepOutput {
         self.vocab = vocab;
         self.logits.resize(rows * vocab, 0.0);
         &mut self.logits
+    }
+
+    /// The same for `rows` rows of `codes` picture logits.
+    pub fn reset_pictures(&mut self, rows: usize, codes: usize) -> &mut [f32] {
+        self.codes = codes;
+        self.pictures.resize(rows * codes, 0.0);
+        &mut self.pictures
+    }
+
+    /// Picture logits of the `i`-th row that was asked for, `[codes]`.
+    pub fn picture_row(&self, i: usize) -> &[f32] {
+        &self.pictures[i * self.codes..][..self.codes]
     }
 
     /// Number of rows.
@@ -101,4 +138,15 @@ pub trait Runner: Send {
     /// # Panics
     /// If [`RunnerInfo::drafts`] is false.
     fn draft(&mut self, batch: &Batch, rows: &[u32], out: &mut StepOutput) -> Result<()>;
+
+    /// The picture of `ids`, whole rows of [`PictureInfo::grid`] ids.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If the model draws no pictures.
+    fn paint(&mut self, ids: &[u32]) -> Result<Picture> {
+        panic!("invariant: only a model that draws is asked to paint {} ids", ids.len())
+    }
 }

@@ -9,6 +9,7 @@ use fathom_core::LatentForm;
 use fathom_model::{Batch, Logits};
 
 use crate::blocks::{BlockPool, Copy};
+use crate::drawing::Easel;
 use crate::prefix::{Cache, Reuse};
 use crate::runner::RunnerInfo;
 use crate::sequence::Sequence;
@@ -123,6 +124,16 @@ impl Scheduler {
         self.cache.pool()
     }
 
+    /// The same, for what is not a sequence.
+    pub fn pool_mut(&mut self) -> &mut BlockPool {
+        self.cache.pool_mut()
+    }
+
+    /// Lets drawings add their rows to the step that was planned last. Returns whether there are any to work on.
+    pub fn place(&mut self, easel: &mut Easel) -> bool {
+        easel.place(self.cache.pool_mut(), &mut self.step.batch)
+    }
+
     /// The step that was planned last.
     pub fn step(&self) -> &Step {
         &self.step
@@ -154,7 +165,7 @@ impl Scheduler {
         }
         for at in 0..self.running.len() {
             if self.shares[at] > 0 {
-                self.place(at);
+                self.place_share(at);
             }
         }
         &self.step
@@ -290,7 +301,7 @@ impl Scheduler {
     }
 
     /// Writes the share of one sequence into the batch.
-    fn place(&mut self, at: usize) {
+    fn place_share(&mut self, at: usize) {
         let (sequence, share) = (&self.running[at], self.shares[at]);
         let (start, drafts) = (sequence.computed, if sequence.decoding() { sequence.drafts() } else { 0 });
         let rows = share - drafts;

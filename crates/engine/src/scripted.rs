@@ -144,7 +144,15 @@ mod tests {
     use fathom_model::Logits;
 
     fn runner() -> ScriptedRunner {
-        let info = RunnerInfo { vocab: 16, context: 64, block_tokens: 4, blocks: 8, latent: true, drafts: false };
+        let info = RunnerInfo {
+            vocab: 16,
+            context: 64,
+            block_tokens: 4,
+            blocks: 8,
+            latent: true,
+            drafts: false,
+            pictures: None,
+        };
         ScriptedRunner::new(info, 0)
     }
 

@@ -6,6 +6,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 
+use crate::drawing::{Easel, Sketch};
 use crate::event::{Event, Sink};
 use crate::meter::{Energy, Meter};
 use crate::request::{Id, Request};
@@ -75,6 +76,7 @@ pub struct Stats {
 pub struct Worker {
     runner: Box<dyn Runner>,
     scheduler: Scheduler,
+    easel: Easel,
     proposer: Option<Box<dyn Proposer>>,
     sampler: Sampler,
     out: StepOutput,
@@ -111,6 +113,7 @@ impl Worker {
         };
         Ok(Worker {
             scheduler: Scheduler::new(info, schedule.clone()),
+            easel: Easel::default(),
             proposer,
             sampler: Sampler::new(info.vocab),
             out: StepOutput::default(),
@@ -132,8 +135,8 @@ impl Worker {
     /// What it has done and is doing.
     pub fn stats(&self) -> Stats {
         Stats {
-            waiting: self.scheduler.waiting().len(),
-            running: self.scheduler.running().len(),
+            waiting: self.scheduler.waiting().len() + self.easel.waiting(),
+            running: self.scheduler.running().len() + self.easel.running(),
             idle_blocks: self.scheduler.pool().idle(),
             ..self.stats
         }
@@ -143,10 +146,14 @@ impl Worker {
     ///
     /// # Errors
     /// If it asks for what cannot be done.
-    pub fn submit(&mut self, id: Id, request: Request, sink: Box<dyn Sink>) -> Result<()> {
+    pub fn submit(&mut self, id: Id, mut request: Request, sink: Box<dyn Sink>) -> Result<()> {
         let info = self.runner.info();
         request.check(info)?;
         let seed = self.seeds.hash_one(id.0);
+        if let (Some(drawing), Some(pictures)) = (request.drawing.take(), info.pictures) {
+            self.easel.add(Sketch::new(id, request, drawing, pictures, sink, seed));
+            return Ok(());
+        }
         self.scheduler.add(Sequence::new(id, request, sink, seed, info.vocab, info.longest()));
         Ok(())
     }
@@ -156,6 +163,7 @@ impl Worker {
         if let Some(sequence) = self.scheduler.sequences().find(|s| s.id == id) {
             sequence.cancelled = true;
         }
+        self.easel.cancel(id);
     }
 
     /// Lets a paused sequence go on.
@@ -163,6 +171,7 @@ impl Worker {
         if let Some(sequence) = self.scheduler.sequences().find(|s| s.id == id) {
             sequence.paused = false;
         }
+        self.easel.resume(id);
     }
 
     /// Ends all sequences: cancelled, or failed with `error`.
@@ -173,6 +182,7 @@ impl Worker {
                 None => sequence.cancelled = true,
             }
         }
+        self.easel.end_all(error.as_ref());
         self.sweep();
     }
 
@@ -183,8 +193,10 @@ impl Worker {
     pub fn step(&mut self) -> Result<bool> {
         self.sweep();
         let budget = self.budget();
-        let step = self.scheduler.plan(budget);
-        if step.batch.is_empty() {
+        self.scheduler.plan(budget);
+        let draws = self.scheduler.place(&mut self.easel);
+        let step = self.scheduler.step();
+        if step.batch.is_empty() && !draws {
             // Only a sink that answered its admission with a stop can have changed anything.
             return Ok(self.sweep());
         }
@@ -192,14 +204,18 @@ impl Worker {
         for copy in &step.copies {
             self.runner.copy_block(copy.from, copy.to, copy.tokens)?;
         }
-        self.runner.step(&step.batch, &mut self.out)?;
+        if rows > 0 {
+            self.runner.step(&step.batch, &mut self.out)?;
+        }
         for segment in 0..self.scheduler.step().segments.len() {
             self.take_logits(segment);
         }
         if let Some(proposer) = &mut self.proposer {
             proposer.propose(&mut self.scheduler, self.runner.as_mut(), &self.options.drafts)?;
         }
-        self.account(rows, start.elapsed().as_secs_f64());
+        let seconds = start.elapsed().as_secs_f64();
+        self.easel.take(self.runner.as_mut(), &self.out)?;
+        self.account(rows, seconds);
         self.sweep();
         Ok(true)
     }
@@ -259,6 +275,7 @@ impl Worker {
             self.rows_per_s = Some(self.rows_per_s.map_or(rate, |old| 0.5 * (old + rate)));
         }
         let energy = self.meter.lap();
+        self.easel.account(rows, energy);
         for segment in 0..self.scheduler.step().segments.len() {
             let part = &self.scheduler.step().segments[segment];
             let (sequence, share) = (part.sequence, (part.rows + part.drafts) as f64 / rows as f64);
@@ -281,7 +298,12 @@ impl Worker {
             self.stats.preempted += usage.preempted as u64;
             sequence.close();
         }
-        if self.scheduler.running().is_empty() {
+        for usage in self.easel.sweep(self.scheduler.pool_mut()) {
+            self.stats.ended += 1;
+            self.stats.prompt_tokens += usage.prompt as u64;
+            self.stats.completion_tokens += usage.completion as u64;
+        }
+        if self.scheduler.running().is_empty() && self.easel.running() == 0 {
             // Idle time is nobody's.
             self.meter.lap();
         }

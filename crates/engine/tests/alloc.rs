@@ -76,7 +76,15 @@ fn decoding_takes_no_memory() {
 
 fn a_step_of_the_worker_takes_no_memory() {
     for speculation in [Speculation::Off, Speculation::Head, Speculation::Lookup { ngram: 1, ahead: 3 }] {
-        let info = RunnerInfo { vocab: 500, context: 4096, block_tokens: 64, blocks: 300, latent: true, drafts: true };
+        let info = RunnerInfo {
+            vocab: 500,
+            context: 4096,
+            block_tokens: 64,
+            blocks: 300,
+            latent: true,
+            drafts: true,
+            pictures: None,
+        };
         let options = WorkerOptions { speculation, ..WorkerOptions::default() };
         let mut worker = Worker::new(Box::new(ScriptedRunner::new(info, 2)), options, Meter::none()).unwrap();
         for i in 0..3 {

@@ -81,7 +81,7 @@ fn told(event: &Event<'_>) -> Told {
         Event::Token { token, .. } => Told::Token(*token),
         Event::Finished { reason, usage } => Told::Finished(*reason, usage.completion),
         Event::Failed(error) => Told::Failed(error.clone()),
-        Event::Prompt { .. } => unreachable!("not asked for"),
+        Event::Prompt { .. } | Event::Drawn { .. } | Event::Picture { .. } => unreachable!("not asked for"),
     }
 }
 
@@ -90,7 +90,15 @@ fn sink(to: Sender<Told>) -> impl FnMut(Event<'_>) -> Flow + Send {
 }
 
 fn start(queue: usize) -> (Engine, Arc<Gate>) {
-    let info = RunnerInfo { vocab: 16, context: 4000, block_tokens: 4, blocks: 2000, latent: false, drafts: false };
+    let info = RunnerInfo {
+        vocab: 16,
+        context: 4000,
+        block_tokens: 4,
+        blocks: 2000,
+        latent: false,
+        drafts: false,
+        pictures: None,
+    };
     let gate = Arc::<Gate>::default();
     let runner = Gated { inner: ScriptedRunner::new(info, 0), gate: Arc::clone(&gate) };
     let worker = WorkerOptions {
@@ -275,7 +283,15 @@ fn bad_requests_are_refused_with_both_numbers() {
     assert_eq!(refuse(stop), Error::TokenOutOfRange { place: "stop tokens", token: 99, vocab: 16 });
     let top = Request { logprobs: Some(17), ..Request::new(vec![1]) };
     assert!(matches!(refuse(top), Error::Option { name: "logprobs", .. }));
-    let info = RunnerInfo { vocab: 16, context: 4000, block_tokens: 4, blocks: 2, latent: false, drafts: false };
+    let info = RunnerInfo {
+        vocab: 16,
+        context: 4000,
+        block_tokens: 4,
+        blocks: 2,
+        latent: false,
+        drafts: false,
+        pictures: None,
+    };
     let small = Engine::start(Box::new(ScriptedRunner::new(info, 0)), EngineOptions::default()).unwrap();
     let refused = small.submit(Request::new(vec![1; 8]), |_: Event<'_>| Flow::Continue);
     assert_eq!(refused, Err(Error::CacheTooSmall { prompt_tokens: 8, cache_tokens: 8 }));

@@ -144,6 +144,7 @@ fn sink(case: &Case) -> impl FnMut(Event<'_>) -> Flow + Send + 'static {
             Event::Accepted { .. } => {
                 assert!(!std::mem::replace(&mut seen.accepted, true), "accepted once");
             }
+            Event::Drawn { .. } | Event::Picture { .. } => panic!("no pictures were asked for"),
             Event::Prompt { position, logprob, .. } => seen.prompt.push((position, logprob)),
             Event::Token { token, stop, logprob, top } => {
                 assert!(seen.accepted && !seen.paused && !seen.stop);
@@ -213,6 +214,7 @@ fn schedule(seed: u64, totals: &mut Totals) {
         blocks: 2 + rng.below(30) as usize + 8 / block_tokens,
         latent: chance(rng, 2),
         drafts: true,
+        pictures: None,
     };
     let longest = info.longest();
     let speculation = match rng.below(3) {
@@ -298,7 +300,15 @@ struct Bench {
 
 impl Bench {
     fn new(step_tokens: usize, blocks: usize) -> Self {
-        let info = RunnerInfo { vocab: 50, context: 100_000, block_tokens: 64, blocks, latent: false, drafts: false };
+        let info = RunnerInfo {
+            vocab: 50,
+            context: 100_000,
+            block_tokens: 64,
+            blocks,
+            latent: false,
+            drafts: false,
+            pictures: None,
+        };
         let schedule = ScheduleOptions { step_tokens, ..ScheduleOptions::default() };
         let options = WorkerOptions { schedule, step_seconds: None, ..WorkerOptions::default() };
         let worker = Worker::new(Box::new(ScriptedRunner::new(info, 0)), options, Meter::none()).unwrap();

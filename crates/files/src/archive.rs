@@ -44,6 +44,8 @@ pub enum Sidecar {
     SpecialTokens,
     /// `chat_template.jinja`
     ChatTemplate,
+    /// `preprocessor_config.json`
+    Preprocessor,
 }
 
 impl Sidecar {
@@ -55,6 +57,7 @@ impl Sidecar {
             Sidecar::GenerationConfig => "generation_config.json",
             Sidecar::SpecialTokens => "special_tokens_map.json",
             Sidecar::ChatTemplate => "chat_template.jinja",
+            Sidecar::Preprocessor => "preprocessor_config.json",
         }
     }
 
@@ -62,7 +65,9 @@ impl Sidecar {
         match self {
             Sidecar::Tokenizer => 128 << 20,
             Sidecar::TokenizerConfig => 16 << 20,
-            Sidecar::GenerationConfig | Sidecar::SpecialTokens | Sidecar::ChatTemplate => 1 << 20,
+            Sidecar::GenerationConfig | Sidecar::SpecialTokens | Sidecar::ChatTemplate | Sidecar::Preprocessor => {
+                1 << 20
+            }
         }
     }
 }

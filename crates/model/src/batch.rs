@@ -3,7 +3,9 @@
 //! A segment is a run of consecutive tokens of one sequence: a prefill chunk, one decoded token, or a token with drafts
 //! to verify. Segments of all kinds mix freely in a step.
 
-use fathom_core::{LatentForm, Span, Spans};
+use std::ops::Range;
+
+use fathom_core::{LatentForm, Span, Spans, Tensor};
 
 /// Of which rows of a segment the logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +16,15 @@ pub enum Logits {
     Last,
     /// Every row (verification of drafts, `fathom logits`).
     All,
+}
+
+/// What rows enter the decoder as, where that is not a token of text.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Ids of a picture, which stand in place of the tokens.
+    Codes,
+    /// A seen picture's rows, `[rows, dim]`.
+    Rows(Tensor),
 }
 
 /// Everything a forward pass needs to know about its rows. Reused from step to step.
@@ -31,6 +42,10 @@ pub struct Batch {
     pub tables: Vec<u32>,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// Rows whose picture logits are wanted, ascending.
+    pub picture_rows: Vec<u32>,
+    /// Rows that are no tokens of text, ascending.
+    pub inputs: Vec<(Range<usize>, Input)>,
     /// Tokens per cache block.
     pub block: usize,
 }
@@ -49,6 +64,27 @@ impl Batch {
         self.spans.clear();
         self.tables.clear();
         self.logit_rows.clear();
+        self.picture_rows.clear();
+        self.inputs.clear();
+    }
+
+    /// Appends ids of a picture being drawn, at positions `start..`, of whose last row the picture logits are wanted.
+    ///
+    /// # Panics
+    /// As [`Batch::push`].
+    pub fn push_codes(&mut self, ids: &[u32], start: usize, table: &[u32]) {
+        let row = self.rows();
+        self.push(ids, start, table, LatentForm::Absorbed, Logits::None);
+        match self.inputs.last_mut() {
+            Some((rows, Input::Codes)) if rows.end == row => rows.end = self.tokens.len(),
+            _ => self.inputs.push((row..self.tokens.len(), Input::Codes)),
+        }
+        self.want_picture();
+    }
+
+    /// Asks for the picture logits of the last row.
+    pub fn want_picture(&mut self) {
+        self.picture_rows.push(self.tokens.len() as u32 - 1);
     }
 
     /// Appends a segment: `tokens` at positions `start..` of the sequence whose cache blocks are `table`.

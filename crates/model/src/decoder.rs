@@ -16,6 +16,7 @@ use crate::linear::{Linear, LowRank};
 use crate::mixer::{MixerLayer, QueryProj, Step};
 use crate::names::Slot::{self, *};
 use crate::names::TensorId;
+use crate::picture::Pictures;
 use crate::probe::Probe;
 use crate::spec::ModelSpec;
 
@@ -66,6 +67,8 @@ pub struct Decoder {
     pub head: Option<Resident>,
     /// Prediction block.
     pub mtp: Option<Mtp>,
+    /// Picture side.
+    pub pictures: Option<Pictures>,
     /// Rotation speeds.
     pub freqs: RopeFreqs,
 }

@@ -2,8 +2,6 @@
 
 use fathom_files::Faults;
 
-use crate::names::TensorId;
-
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -33,7 +31,7 @@ pub enum Error {
     #[error("{tensor}: {source}")]
     Upload {
         /// Which.
-        tensor: TensorId,
+        tensor: String,
         /// Why.
         source: Box<fathom_core::Error>,
     },

@@ -19,12 +19,13 @@ pub mod linear;
 pub mod load;
 pub mod mixer;
 pub mod names;
+pub mod picture;
 pub mod probe;
 pub mod spec;
 pub mod weights;
 
 pub use adapter::Adapter;
-pub use batch::{Batch, Logits};
+pub use batch::{Batch, Input, Logits};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use families::{AttnFactor, Options};

@@ -12,7 +12,7 @@ use crate::adapter::Adapter;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::families::keys::Source;
-use crate::families::{Options, read_spec};
+use crate::families::{Options, read_pixels, read_spec, template};
 use crate::spec::ModelSpec;
 use crate::weights::{self, Progress};
 
@@ -66,7 +66,12 @@ impl Model {
         if archive.names().next().is_some() {
             weights::complete(&mut spec, &archive)?;
         }
-        Ok(Model { spec, archive, adapter: None })
+        let mut model = Model { spec, archive, adapter: None };
+        let pixels = model.json(Sidecar::Preprocessor)?;
+        if let (Some(pictures), Some(config)) = (&mut model.spec.pictures, pixels) {
+            pictures.pixels = read_pixels(&config, &path.join(Sidecar::Preprocessor.name()))?;
+        }
+        Ok(model)
     }
 
     /// Takes the LoRA adapter in a directory along: what is loaded from now on computes with it.
@@ -112,10 +117,14 @@ impl Model {
     /// # Errors
     /// If the files lack a vocabulary or hold a broken one.
     pub fn vocab(&self) -> Result<VocabSource> {
-        match self.archive.metadata() {
-            Some(meta) => gguf_vocab(meta),
-            None => self.hf_vocab(),
+        let mut source = match self.archive.metadata() {
+            Some(meta) => gguf_vocab(meta)?,
+            None => self.hf_vocab()?,
+        };
+        if let Some(template) = template(&self.spec).filter(|_| source.templates.is_empty()) {
+            source.templates.push(NamedTemplate { name: "default".to_owned(), source: template.to_owned() });
         }
+        Ok(source)
     }
 
     fn text(&self, which: Sidecar) -> Result<Option<String>> {
@@ -157,9 +166,13 @@ impl Model {
     }
 
     fn generation_config(&self) -> Result<Option<Value>> {
-        let Some(text) = self.text(Sidecar::GenerationConfig)? else { return Ok(None) };
+        self.json(Sidecar::GenerationConfig)
+    }
+
+    fn json(&self, which: Sidecar) -> Result<Option<Value>> {
+        let Some(text) = self.text(which)? else { return Ok(None) };
         serde_json::from_str(&text).map(Some).map_err(|e| {
-            let path = self.archive.path().join(Sidecar::GenerationConfig.name());
+            let path = self.archive.path().join(which.name());
             fathom_files::Error::from(Fault::file(&path, "a JSON object", e.to_string())).into()
         })
     }

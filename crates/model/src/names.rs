@@ -109,6 +109,40 @@ pub enum Naming {
     Gguf,
     /// Hugging Face's names; experts singly.
     Hf,
+    /// The same with the language model inside a model that also sees and draws.
+    HfNested,
+    /// The makers' own names of such a model.
+    Original,
+}
+
+impl Naming {
+    /// The layout of files that are no GGUF, told by what they call the embedding.
+    pub fn of_language_model(contains: impl Fn(&str) -> bool) -> Naming {
+        let embedding = TensorId::global(TokenEmbd);
+        let has = |naming: &Naming| embedding.name(*naming).is_some_and(|name| contains(&name));
+        [Naming::HfNested, Naming::Original].into_iter().find(has).unwrap_or(Naming::Hf)
+    }
+
+    /// A Hugging Face name of a lone language model in this layout.
+    fn nest(self, name: String) -> String {
+        match (self, name.strip_prefix("model.")) {
+            (Naming::Gguf | Naming::Hf, _) | (Naming::HfNested, None) => name,
+            (Naming::HfNested, Some(rest)) => format!("model.language_model.{rest}"),
+            (Naming::Original, _) => format!("language_model.{name}"),
+        }
+    }
+
+    /// The inverse of [`Naming::nest`].
+    fn flat(self, name: &str) -> Option<String> {
+        match self {
+            Naming::Gguf | Naming::Hf => Some(name.to_owned()),
+            Naming::HfNested => match name.strip_prefix("model.language_model.") {
+                Some(rest) => Some(format!("model.{rest}")),
+                None => (!name.starts_with("model.")).then(|| name.to_owned()),
+            },
+            Naming::Original => name.strip_prefix("language_model.").map(str::to_owned),
+        }
+    }
 }
 
 /// One tensor of a model: its slot, layer (`None`: the whole model's) and, where a file keeps them singly, expert.
@@ -145,16 +179,18 @@ impl TensorId {
             Some(e) => pattern.replace("{e}", &e.to_string()),
             None => (*pattern).to_owned(),
         };
-        Some(match (self.layer, naming) {
+        Some(naming.nest(match (self.layer, naming) {
             (None, _) => suffix,
             (Some(n), Naming::Gguf) => format!("blk.{n}.{suffix}"),
-            (Some(n), Naming::Hf) => format!("model.layers.{n}.{suffix}"),
-        })
+            (Some(n), _) => format!("model.layers.{n}.{suffix}"),
+        }))
     }
 
     /// The tensor that a name means.
     pub fn parse(name: &str, naming: Naming) -> Option<TensorId> {
         let pick = |row: &(Slot, &'static str, &'static str)| if naming == Naming::Gguf { row.1 } else { row.2 };
+        let name = naming.flat(name)?;
+        let name = name.as_str();
         if let Some(row) = GLOBAL.iter().find(|r| pick(r) == name) {
             return Some(TensorId::global(row.0));
         }
@@ -199,7 +235,7 @@ mod tests {
     #[test]
     fn every_name_is_found_again() {
         let mut seen = std::collections::HashSet::new();
-        for naming in [Naming::Gguf, Naming::Hf] {
+        for naming in [Naming::Gguf, Naming::Hf, Naming::HfNested, Naming::Original] {
             for (table, layer) in [(GLOBAL, None), (LAYER, Some(61))] {
                 for &(slot, ..) in table {
                     for expert in [None, Some(0), Some(255)] {

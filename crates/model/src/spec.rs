@@ -8,6 +8,8 @@ use std::f64::consts::PI;
 
 use fathom_core::{DType, RopeFreqs, RopeLayout, RouteSpec};
 
+use crate::picture::PictureSpec;
+
 /// A whole model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
@@ -29,6 +31,8 @@ pub struct ModelSpec {
     pub tied: bool,
     /// The multi-token prediction block, if the model has one (V3 paper, section 2.2).
     pub mtp: Option<LayerSpec>,
+    /// The picture side, if the model sees and draws.
+    pub pictures: Option<PictureSpec>,
 }
 
 /// One block: a mixer over the sequence, then a feed-forward network, each behind a norm and a

@@ -19,6 +19,7 @@ use crate::ffn::{Dense, FfnLayer, Moe};
 use crate::linear::Linear;
 use crate::mixer::{Gqa, LatentWeights, MixerLayer, Mla, QueryProj};
 use crate::names::{Naming, Slot, TensorId};
+use crate::picture::Place;
 use crate::spec::{Ffn, LayerSpec, Mixer, ModelSpec, RopeScaling};
 
 /// Told how many bytes of weights have been taken over, of how many.
@@ -50,7 +51,10 @@ pub trait TensorSource {
 
 impl TensorSource for Archive {
     fn naming(&self) -> Naming {
-        if self.kind() == Kind::Gguf { Naming::Gguf } else { Naming::Hf }
+        match self.kind() {
+            Kind::Gguf => Naming::Gguf,
+            _ => Naming::of_language_model(|name| self.contains(name)),
+        }
     }
 
     fn tensor(&self, name: &str) -> std::result::Result<Option<TensorInfo>, Fault> {
@@ -118,7 +122,7 @@ pub fn decoded(spec: &ModelSpec, source: &dyn TensorSource) -> Result<Vec<(Deman
     let mut all = Vec::new();
     for d in demanded(spec) {
         let mut values = Vec::with_capacity(d.rows * d.cols);
-        if d.experts > 1 && finder.naming == Naming::Hf {
+        if d.experts > 1 && finder.naming != Naming::Gguf {
             for e in 0..d.experts {
                 let weight = finder.weight(TensorId { expert: Some(e), ..d.id }, d.rows / d.experts, d.cols);
                 values.extend(weight.into_iter().flat_map(|w| w.decode()));
@@ -204,8 +208,19 @@ pub fn load(
     }
 }
 
+/// How the dimensions of a tensor make a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fold {
+    /// All but the last are rows.
+    Rows,
+    /// All but the first are columns.
+    Cols,
+    /// As [`Fold::Rows`]; the matrix is the `nth` of `of` that lie behind each other.
+    Part { nth: usize, of: usize },
+}
+
 /// Finds tensors, checks their shapes and notes what is wrong.
-struct Finder<'a> {
+pub(crate) struct Finder<'a> {
     source: &'a dyn TensorSource,
     naming: Naming,
     used: BTreeSet<String>,
@@ -229,7 +244,26 @@ impl<'a> Finder<'a> {
         let Some(name) = id.name(self.naming) else {
             panic!("invariant: {id} exists in the layout {:?}", self.naming);
         };
-        match self.find(&name, rows, cols) {
+        self.named(&name, rows, cols, Fold::Rows)
+    }
+
+    fn named(&mut self, name: &str, rows: usize, cols: usize, fold: Fold) -> Option<Weight> {
+        let found = match fold {
+            Fold::Part { nth, of } if rows == 1 => {
+                // A vector: its parts lie in one row.
+                let all = self.find(name, 1, of * cols, fold);
+                all.map(|w| {
+                    let n = w.row_bytes() / of;
+                    let bytes = w.bytes.slice(nth * n..(nth + 1) * n);
+                    Weight { cols, bytes, ..w }
+                })
+            }
+            Fold::Part { nth, of } => {
+                self.find(name, of * rows, cols, fold).map(|w| w.slice_rows(nth * rows..(nth + 1) * rows))
+            }
+            _ => self.find(name, rows, cols, fold),
+        };
+        match found {
             Ok(weight) => Some(weight),
             Err(fault) => {
                 self.faults.push(fault);
@@ -238,15 +272,17 @@ impl<'a> Finder<'a> {
         }
     }
 
-    fn find(&mut self, name: &str, rows: usize, cols: usize) -> std::result::Result<Weight, Fault> {
+    fn find(&mut self, name: &str, rows: usize, cols: usize, fold: Fold) -> std::result::Result<Weight, Fault> {
         let expected = if rows == 1 { format!("[{cols}]") } else { format!("[{rows}, {cols}]") };
         let fail = |expected: String, found: String| Fault::tensor(self.source.file_of(name), name, expected, found);
         let Some(info) = self.source.tensor(name)? else {
             return Err(fail(expected, "no such tensor".to_owned()));
         };
-        let found_cols = info.shape.last().copied().unwrap_or(1);
-        let found_rows: usize = info.shape.iter().rev().skip(1).product();
-        if (found_rows, found_cols) != (rows, cols) {
+        let found = match fold {
+            Fold::Cols => (info.shape.first().copied().unwrap_or(1), info.shape.iter().skip(1).product::<usize>()),
+            _ => (info.shape.iter().rev().skip(1).product(), info.shape.last().copied().unwrap_or(1)),
+        };
+        if found != (rows, cols) {
             return Err(fail(expected, format!("{:?}", info.shape)));
         }
         self.used.insert(name.to_owned());
@@ -274,7 +310,7 @@ impl<'a> Finder<'a> {
 }
 
 /// Walks the spec. Every method returns `None` when there is no backend, or after a failure.
-struct Loader<'a> {
+pub(crate) struct Loader<'a> {
     finder: Finder<'a>,
     backend: Option<&'a dyn Backend>,
     progress: Progress<'a>,
@@ -283,7 +319,44 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn took<T>(&mut self, tensor: TensorId, bytes: usize, result: fathom_core::Result<T>) -> Option<T> {
+    /// How the files name tensors.
+    pub(crate) fn naming(&self) -> Naming {
+        self.finder.naming
+    }
+
+    /// Whether this walk uploads, and has not failed.
+    pub(crate) fn uploads(&self) -> bool {
+        self.backend.is_some() && self.error.is_none()
+    }
+
+    /// A tensor of the picture side as `[rows, cols]`.
+    pub(crate) fn find_place(&mut self, place: &Place, rows: usize, cols: usize, fold: Fold) -> Option<Weight> {
+        self.finder.named(place.name(self.finder.naming), rows, cols, fold)
+    }
+
+    /// The same, handed to the backend by `upload`.
+    pub(crate) fn placed(
+        &mut self,
+        place: &Place,
+        rows: usize,
+        cols: usize,
+        fold: Fold,
+        upload: impl FnOnce(&dyn Backend, &Weight) -> fathom_core::Result<Resident>,
+    ) -> Option<Resident> {
+        let weight = self.find_place(place, rows, cols, fold)?;
+        let backend = self.backend.filter(|_| self.error.is_none())?;
+        let bytes = weight.total_bytes();
+        let result = upload(backend, &weight);
+        self.took(place.name(self.finder.naming), bytes, result)
+    }
+
+    /// Numbers that are in no file.
+    pub(crate) fn upload_constant(&mut self, weight: &Weight) -> Option<Resident> {
+        let backend = self.backend.filter(|_| self.error.is_none())?;
+        self.took("a constant", 0, backend.upload(weight))
+    }
+
+    fn took<T>(&mut self, tensor: impl ToString, bytes: usize, result: fathom_core::Result<T>) -> Option<T> {
         match result {
             Ok(t) => {
                 self.done += bytes as u64;
@@ -291,7 +364,7 @@ impl Loader<'_> {
                 Some(t)
             }
             Err(source) => {
-                self.error.get_or_insert(Error::Upload { tensor, source: Box::new(source) });
+                self.error.get_or_insert(Error::Upload { tensor: tensor.to_string(), source: Box::new(source) });
                 None
             }
         }
@@ -346,6 +419,7 @@ impl Loader<'_> {
             self.finder.used.insert(name);
         }
         let mtp = spec.mtp.as_ref().map(|l| self.mtp(l, spec.layers.len(), vocab, dim));
+        let pictures = spec.pictures.as_ref().map(|p| self.pictures(p, dim));
         Some(Decoder {
             spec: spec.clone(),
             backend: backend?,
@@ -354,6 +428,7 @@ impl Loader<'_> {
             norm: norm?,
             head: flatten(head)?,
             mtp: flatten(mtp)?,
+            pictures: flatten(pictures)?,
             freqs: spec.rope.freqs(),
         })
     }
@@ -477,7 +552,7 @@ impl Loader<'_> {
                 self.finder.demanded.last_mut().expect("invariant: it was just demanded").experts = experts;
                 Experts::Stacked { weight: weight?, experts }
             }
-            Naming::Hf => {
+            _ => {
                 let each: Vec<Option<Weight>> =
                     (0..experts).map(|e| self.finder.weight(TensorId { expert: Some(e), ..id }, rows, cols)).collect();
                 Experts::Each(each.into_iter().collect::<Option<_>>()?)

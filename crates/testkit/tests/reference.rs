@@ -6,8 +6,8 @@ use std::sync::Arc;
 use fathom_core::backend::Outputs;
 use fathom_core::reference::Reference;
 use fathom_core::{
-    AttendSpec, Backend, DType, Experts, HeadProj, KvCache, KvView, LatentSpec, Precision, Proj, Resident,
-    ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Spans, Tensor, Weight,
+    AttendSpec, Backend, ConvSpec, DType, Experts, GroupNormSpec, HeadProj, KvCache, KvView, LatentSpec, Precision,
+    Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Spans, Tensor, Weight,
 };
 use fathom_testkit::backend_suite::{Tolerance, backend_suite, failures};
 
@@ -53,6 +53,25 @@ impl Backend for Faulty {
         fn slice_cols(x: &Tensor, from: usize, to: usize) -> Result<Tensor>;
         fn concat_cols(a: &Tensor, b: &Tensor) -> Result<Tensor>;
         fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor>;
+        fn concat_rows(parts: &[&Tensor]) -> Result<Tensor>;
+        fn upload_conv(weight: &Weight, kernel: usize) -> Result<Resident>;
+        fn layer_norm(x: &Tensor, weight: &Resident, bias: &Resident, eps: f32) -> Result<Tensor>;
+    }
+
+    /// The usual approximation by tanh.
+    fn gelu(&self, x: Tensor) -> Result<Tensor> {
+        self.change(&x, |_, v| 0.5 * v * (1.0 + (0.797_884_6 * (v + 0.044_715 * v * v * v)).tanh()))
+    }
+
+    /// Pads on both sides whatever was asked for.
+    fn conv2d(&self, x: &Tensor, proj: Proj<'_>, spec: &ConvSpec) -> Result<Tensor> {
+        let pad = spec.pad.0.max(spec.pad.1);
+        self.0.conv2d(x, proj, &ConvSpec { pad: (pad, pad), ..*spec })
+    }
+
+    /// Forgets the activation.
+    fn group_norm(&self, x: &Tensor, weight: &Resident, bias: &Resident, spec: &GroupNormSpec) -> Result<Tensor> {
+        self.0.group_norm(x, weight, bias, &GroupNormSpec { silu: false, ..*spec })
     }
 
     /// Wraps a token outside the table instead of refusing it.
@@ -151,6 +170,9 @@ fn every_fault_is_caught() {
         "route tied Softmax 6 of 64",
         "combine_experts leaves alone",
         "moe stacked F32",
+        "gelu [17, 256]: error",
+        "conv2d [3, 8, 10, 8] to 20",
+        "group_norm [2, 5, 7, 32] + 0 ",
     ] {
         assert!(failed.iter().any(|f| f.starts_with(fault)), "`{fault}` was not caught; caught were {failed:#?}");
     }

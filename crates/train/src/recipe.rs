@@ -472,6 +472,7 @@ impl Recipe {
                 scaling: RopeScaling::None,
             },
             mtp: m.mtp.then(|| layers[m.layers - 1].clone()),
+            pictures: None,
             layers,
             tied: true,
         }

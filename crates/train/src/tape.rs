@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use fathom_core::{
-    AttendSpec, Backend, Buffer, ByteSource, DType, Error, Experts, Grad, HeadProj, KvCache, KvView, LatentSpec,
-    Outputs, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape,
-    Span, Spans, Storage, Tensor, Weight, address,
+    AttendSpec, Backend, Buffer, ByteSource, ConvSpec, DType, Error, Experts, Grad, GroupNormSpec, HeadProj, KvCache,
+    KvView, LatentSpec, Outputs, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec,
+    Routing, Shape, Span, Spans, Storage, Tensor, Weight, address,
 };
 
 const DEVICE: &str = "tape";
@@ -160,6 +160,11 @@ impl Tape {
 
     fn refuse<T>(&self, op: &'static str) -> Result<T> {
         Err(Error::Device { device: DEVICE, op, why: "training runs without a cache".into() })
+    }
+
+    /// Pictures are not trained on: their operations have no derivatives here.
+    fn unlearned<T>(&self, op: &'static str) -> Result<T> {
+        Err(Error::Device { device: DEVICE, op, why: "pictures cannot be trained on".into() })
     }
 
     fn param_of(&self, weight: &Weight) -> Option<usize> {
@@ -322,6 +327,10 @@ impl Backend for Tape {
         let param = self.param_of(weight);
         let inner = self.inner.upload(weight)?;
         Ok(Resident::new(DEVICE, weight.rows, weight.cols, weight.format, Arc::new(Learned { inner, param })))
+    }
+
+    fn upload_conv(&self, _weight: &Weight, _kernel: usize) -> Result<Resident> {
+        self.unlearned("upload_conv")
     }
 
     fn upload_experts(&self, experts: &Experts) -> Result<ResidentExperts> {
@@ -489,6 +498,26 @@ impl Backend for Tape {
         let (x, id) = self.value("select_rows", x)?;
         let y = self.inner.select_rows(&x, rows)?;
         Ok(self.note_one(Op::SelectRows { rows: rows.to_vec(), of: x.rows() }, vec![id], y))
+    }
+
+    fn concat_rows(&self, _parts: &[&Tensor]) -> Result<Tensor> {
+        self.unlearned("concat_rows")
+    }
+
+    fn layer_norm(&self, _x: &Tensor, _weight: &Resident, _bias: &Resident, _eps: f32) -> Result<Tensor> {
+        self.unlearned("layer_norm")
+    }
+
+    fn gelu(&self, _x: Tensor) -> Result<Tensor> {
+        self.unlearned("gelu")
+    }
+
+    fn conv2d(&self, _x: &Tensor, _proj: Proj<'_>, _spec: &ConvSpec) -> Result<Tensor> {
+        self.unlearned("conv2d")
+    }
+
+    fn group_norm(&self, _: &Tensor, _: &Resident, _: &Resident, _: &GroupNormSpec) -> Result<Tensor> {
+        self.unlearned("group_norm")
     }
 }
 

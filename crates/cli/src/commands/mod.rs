@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod completions;
+mod draw;
 mod logits;
 mod models;
 mod pull;
@@ -53,6 +54,7 @@ pub(crate) enum Command {
     Chat(Box<chat::Args>),
     Run(Box<run::Args>),
     Serve(Box<serve::Args>),
+    Draw(Box<draw::Args>),
     Show(show::Args),
     Tokenize(tokenize::Args),
     Logits(logits::Args),
@@ -74,6 +76,7 @@ impl Command {
             Command::Chat(args) => chat::run(&args),
             Command::Run(args) => run::run(&args),
             Command::Serve(args) => serve::run(&args),
+            Command::Draw(args) => draw::run(&args),
             Command::Show(args) => show::run(&args),
             Command::Tokenize(args) => tokenize::run(args),
             Command::Logits(args) => logits::run(&args),

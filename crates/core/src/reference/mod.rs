@@ -11,6 +11,7 @@ pub mod attend;
 pub mod grad;
 mod grad_ops;
 pub mod linear;
+pub mod picture;
 pub mod route;
 pub mod rows;
 
@@ -21,8 +22,9 @@ use half::f16;
 use crate::backend::Outputs;
 use crate::host::{HostArena, HostData, HostStorage};
 use crate::{
-    AttendSpec, Backend, DType, Error, Experts, HeadProj, KvCache, KvView, LatentSpec, Precision, Proj, Resident,
-    ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Span, Spans, Tensor, Weight, check,
+    AttendSpec, Backend, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvView, LatentSpec,
+    Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Span, Spans,
+    Tensor, Weight, check,
 };
 
 const DEVICE: &str = "reference";
@@ -138,6 +140,11 @@ impl Backend for Reference {
         let (rows, cols) = check::upload_experts(experts)?;
         let each = Resident::new(DEVICE, rows, cols, experts.get(0).format, Arc::new(experts.clone()));
         Ok(ResidentExperts { experts: experts.len(), each })
+    }
+
+    fn upload_conv(&self, weight: &Weight, kernel: usize) -> Result<Resident> {
+        check::upload_conv(weight, kernel)?;
+        self.upload(weight)
     }
 
     fn tensor(&self, shape: Shape, data: &[f32]) -> Result<Tensor> {
@@ -355,5 +362,42 @@ impl Backend for Reference {
         let shape = check::select_rows(x, rows)?;
         let (xs, n) = (self.open("select_rows", x)?, x.cols());
         self.close(shape, rows.iter().flat_map(|&r| xs[r as usize * n..(r as usize + 1) * n].iter().copied()))
+    }
+
+    fn concat_rows(&self, parts: &[&Tensor]) -> Result<Tensor> {
+        let shape = check::concat_rows(parts)?;
+        let mut all = Vec::with_capacity(shape.numel());
+        for p in parts {
+            all.extend_from_slice(self.arena.f32s("concat_rows", p)?);
+        }
+        self.arena.from_f32(shape, &all)
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Resident, bias: &Resident, eps: f32) -> Result<Tensor> {
+        check::layer_norm(x, weight, bias)?;
+        let op = "layer_norm";
+        let (w, b) = (self.vector(op, weight)?, self.vector(op, bias)?);
+        self.close(x.shape, rows::layer_norm(&self.open(op, x)?, &w, &b, eps))
+    }
+
+    fn gelu(&self, x: Tensor) -> Result<Tensor> {
+        self.close(x.shape, self.open("gelu", &x)?.into_iter().map(rows::gelu))
+    }
+
+    fn conv2d(&self, x: &Tensor, p: Proj<'_>, spec: &ConvSpec) -> Result<Tensor> {
+        let op = "conv2d";
+        let shape = check::conv2d(x, &p, spec)?;
+        let bias = p.bias.map(|b| self.vector(op, b)).transpose()?;
+        let y = picture::conv2d(&self.open(op, x)?, x.shape, self.weight(op, p.weight)?, bias.as_deref(), spec);
+        self.close(shape, y)
+    }
+
+    fn group_norm(&self, x: &Tensor, weight: &Resident, bias: &Resident, spec: &GroupNormSpec) -> Result<Tensor> {
+        let op = "group_norm";
+        let [_, pixels, channels] = check::group_norm(x, weight, bias, spec)?;
+        let (w, b) = (self.vector(op, weight)?, self.vector(op, bias)?);
+        let mut xs = self.open(op, x)?;
+        xs.chunks_exact_mut(pixels * channels).for_each(|one| picture::group_norm(one, &w, &b, spec));
+        self.close(x.shape, xs)
     }
 }

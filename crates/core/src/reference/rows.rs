@@ -40,3 +40,56 @@ pub fn rope(x: &mut [f64], table: &[f64], tokens: usize, head_dim: usize, first:
 pub fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
 }
+
+/// `(x − mean) / √(variance + eps) · weight + bias` for each row of `weight.len()` (Ba et al. 2016, eq. 3).
+pub fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f32) -> Vec<f64> {
+    let n = weight.len() as f64;
+    x.chunks_exact(weight.len())
+        .flat_map(|row| {
+            let mean = row.iter().sum::<f64>() / n;
+            let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+            let r = 1.0 / (variance + f64::from(eps)).sqrt();
+            row.iter().zip(weight).zip(bias).map(move |((v, w), b)| (v - mean) * r * w + b)
+        })
+        .collect()
+}
+
+/// `x · Φ(x) = x · erfc(−x / √2) / 2` (Hendrycks & Gimpel 2016).
+pub fn gelu(x: f64) -> f64 {
+    0.5 * x * erfc(-x / std::f64::consts::SQRT_2)
+}
+
+/// The complementary error function: its Taylor series near zero, its continued fraction (Abramowitz & Stegun 7.1.5 and
+/// 7.1.14) elsewhere; 13 digits.
+fn erfc(x: f64) -> f64 {
+    if x < 0.0 {
+        return 2.0 - erfc(-x);
+    }
+    if x < 2.5 {
+        // erf x = 2/√π Σ (−1)ⁿ x²ⁿ⁺¹ / (n! (2n + 1))
+        let (mut term, mut sum) = (x, x);
+        for n in 1..80 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        return 1.0 - std::f64::consts::FRAC_2_SQRT_PI * sum;
+    }
+    // √π eˣ² erfc x = 1 / (x + (1/2) / (x + 1 / (x + (3/2) / (x + …))))
+    let fraction = (1..=80).rev().fold(x, |f, n| x + f64::from(n) / 2.0 / f);
+    0.5 * std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() / fraction
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of Abramowitz & Stegun, tables 7.1 and 7.2.
+    #[test]
+    fn erfc_is_the_tables() {
+        let table = [(0.0, 1.0), (0.5, 0.4795001222), (1.0, 0.1572992070), (2.0, 0.0046777350), (3.0, 2.209049700e-5)];
+        for (x, y) in table {
+            assert!((erfc(x) - y).abs() < 1e-10 && (erfc(-x) - (2.0 - y)).abs() < 1e-10, "{x}");
+        }
+        assert!((erfc(2.4999999) / erfc(2.5000001) - 1.0).abs() < 1e-5, "the two ways meet");
+    }
+}

@@ -10,5 +10,6 @@ pub(crate) mod gemm;
 pub(crate) mod grad;
 pub(crate) mod latent;
 pub(crate) mod packed;
+pub(crate) mod picture;
 pub(crate) mod route;
 pub(crate) mod rows;

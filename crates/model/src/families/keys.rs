@@ -32,6 +32,10 @@ pub struct Keys<'a> {
     pub source: Source<'a>,
     /// The file it is in, for messages.
     file: &'a Path,
+    /// Section of `config.json` that keys are in; empty: the top.
+    section: &'static str,
+    /// Values of numbers that `config.json` leaves out.
+    defaults: &'static [(&'static str, f64)],
     /// What was wrong so far.
     pub faults: Faults,
 }
@@ -39,12 +43,32 @@ pub struct Keys<'a> {
 impl<'a> Keys<'a> {
     /// A reader of `source`, which is in `file`.
     pub fn new(source: Source<'a>, file: &'a Path) -> Self {
-        Keys { source, file, faults: Faults::default() }
+        Keys { source, file, section: "", defaults: &[], faults: Faults::default() }
+    }
+
+    /// Reads keys of a section of `config.json`, with values for numbers that it leaves out. GGUF has no sections.
+    pub fn within<T>(
+        &mut self,
+        section: &'static str,
+        defaults: &'static [(&'static str, f64)],
+        read: impl FnOnce(&mut Self) -> T,
+    ) -> T {
+        static NOTHING: Value = Value::Null;
+        let outer = self.source;
+        if let Source::Hf(root) = outer {
+            self.source = Source::Hf(root.get(section).unwrap_or(&NOTHING));
+            self.section = section;
+            self.defaults = defaults;
+        }
+        let result = read(self);
+        (self.source, self.section, self.defaults) = (outer, "", &[]);
+        result
     }
 
     /// The key as the file spells it.
     fn spelled(&self, key: Key) -> String {
         match self.source {
+            Source::Hf(_) if !self.section.is_empty() => format!("{}.{}", self.section, key.0),
             Source::Hf(_) => key.0.to_owned(),
             Source::Gguf { arch, .. } => format!("{arch}.{}", key.1),
         }
@@ -63,10 +87,10 @@ impl<'a> Keys<'a> {
 
     fn number(&mut self, key: Key) -> Option<f64> {
         let (found, value) = match self.source {
-            Source::Hf(_) => {
-                let v = self.json(key.0)?;
-                (v.to_string(), v.as_f64())
-            }
+            Source::Hf(_) => match self.json(key.0) {
+                Some(v) => (v.to_string(), v.as_f64()),
+                None => return self.defaults.iter().find(|(name, _)| *name == key.0).map(|(_, value)| *value),
+            },
             Source::Gguf { meta, .. } => {
                 let v = meta.value(&self.spelled(key)).filter(|_| !key.1.is_empty())?;
                 let whole = i64::from_value(v).map(|x| x as f64);
@@ -123,6 +147,55 @@ impl<'a> Keys<'a> {
                     self.fault(key, "a number", "nothing");
                 }
                 low
+            }
+        }
+    }
+
+    /// A list of numbers, if the key is there.
+    fn numbers(&mut self, key: Key) -> Option<Vec<f64>> {
+        let (found, value) = match self.source {
+            Source::Hf(_) => {
+                let v = self.json(key.0)?;
+                let all = v.as_array().and_then(|all| all.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>());
+                (v.to_string(), all)
+            }
+            Source::Gguf { meta, .. } => {
+                let v = meta.value(&self.spelled(key)).filter(|_| !key.1.is_empty())?;
+                let whole = Vec::<u32>::from_value(v).map(|all| all.into_iter().map(f64::from).collect());
+                let real = || Vec::<f32>::from_value(v).map(|all| all.into_iter().map(f64::from).collect());
+                (format!("{v:?}"), whole.or_else(real))
+            }
+        };
+        if value.is_none() {
+            self.fault(key, "a list of numbers", found);
+        }
+        value
+    }
+
+    /// One to `most` whole numbers within `range`, if the key is there.
+    pub fn usizes(&mut self, key: Key, range: RangeInclusive<usize>, most: usize) -> Option<Vec<usize>> {
+        let all = self.numbers(key)?;
+        let fits = |v: &f64| v.fract() == 0.0 && *v >= *range.start() as f64 && *v <= *range.end() as f64;
+        if (1..=most).contains(&all.len()) && all.iter().all(fits) {
+            return Some(all.into_iter().map(|v| v as usize).collect());
+        }
+        let expected = format!("1 to {most} whole numbers from {} to {}", range.start(), range.end());
+        self.fault(key, expected, format!("{all:?}"));
+        None
+    }
+
+    /// Three numbers within `range`, if the key is there.
+    pub fn triple(&mut self, key: Key, range: RangeInclusive<f64>) -> Option<[f64; 3]> {
+        let all = self.numbers(key)?;
+        match <[f64; 3]>::try_from(all) {
+            Ok(three) if three.iter().all(|v| range.contains(v)) => Some(three),
+            Ok(three) => {
+                self.fault(key, format!("numbers from {} to {}", range.start(), range.end()), format!("{three:?}"));
+                None
+            }
+            Err(all) => {
+                self.fault(key, "three numbers", format!("{} of them", all.len()));
+                None
             }
         }
     }

@@ -4,6 +4,7 @@
 //! spec's variants, write one file here and add its line to [`FAMILIES`] (`docs/adding-a-model.md`).
 
 mod deepseek;
+mod janus;
 pub mod keys;
 mod llama;
 mod qwen;
@@ -16,6 +17,7 @@ use fathom_core::RopeLayout;
 use fathom_files::Array;
 
 use crate::error::{Error, Result};
+use crate::picture::PixelSpec;
 use crate::spec::{Ffn, LayerSpec, Mixer, ModelSpec, RopeScaling, RopeSpec, yarn_magnitude};
 use keys::{Key, Keys, Source};
 
@@ -56,6 +58,8 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "Qwen3", hf: "Qwen3ForCausalLM", gguf: "qwen3", spec: qwen::qwen3 },
     Family { name: "DeepSeek-MoE", hf: "DeepseekForCausalLM", gguf: "deepseek", spec: deepseek::moe },
     Family { name: "DeepSeek-V2", hf: "DeepseekV2ForCausalLM", gguf: "deepseek2", spec: deepseek::latent },
+    Family { name: "Janus", hf: "JanusForConditionalGeneration", gguf: "janus", spec: janus::nested },
+    Family { name: "Janus", hf: "MultiModalityCausalLM", gguf: "janus", spec: janus::original },
     Family { name: "DeepSeek-V3", hf: "DeepseekV3ForCausalLM", gguf: "deepseek2", spec: deepseek::latent },
 ];
 
@@ -71,8 +75,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("deepseek3_2", "V3.2's sparse attention is not implemented yet; V3.1 and R1-0528 are"),
     ("deepseek4", "V4's compressed attention and hyper-connections are not implemented yet; V3.1 and R1-0528 are"),
     ("deepseek_v4", "V4's compressed attention and hyper-connections are not implemented yet; V3.1 and R1-0528 are"),
-    ("MultiModalityCausalLM", "Janus is not implemented yet"),
-    ("JanusForConditionalGeneration", "Janus is not implemented yet"),
 ];
 
 /// Reads a spec from a `config.json` or GGUF metadata.
@@ -107,6 +109,21 @@ pub fn read_spec(source: Source<'_>, file: &Path, options: &Options) -> Result<M
         spec.family = family.name;
     }
     Ok(keys.faults.or(spec)?)
+}
+
+/// How pixels become numbers, from a `preprocessor_config.json`.
+///
+/// # Errors
+/// All its faults at once.
+pub fn read_pixels(config: &serde_json::Value, file: &Path) -> Result<PixelSpec> {
+    let mut keys = Keys::new(Source::Hf(config), file);
+    let pixels = janus::pixels(&mut keys);
+    Ok(keys.faults.or(pixels)?)
+}
+
+/// A chat template for models whose files bring none.
+pub fn template(spec: &ModelSpec) -> Option<&'static str> {
+    spec.pictures.as_ref().map(janus::template)
 }
 
 /// The most that any width may be: far above every model, far below overflow.
@@ -186,6 +203,7 @@ impl Common {
             layers,
             tied: self.tied,
             mtp: None,
+            pictures: None,
         }
     }
 

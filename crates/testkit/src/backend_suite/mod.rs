@@ -8,6 +8,7 @@
 mod attend;
 mod invariance;
 mod linear;
+mod picture;
 mod route;
 mod rows;
 
@@ -162,6 +163,7 @@ pub fn failures(make: &dyn Fn() -> Arc<dyn Backend>, tolerance: Tolerance) -> (u
     linear::cases(&mut suite);
     route::cases(&mut suite);
     attend::cases(&mut suite);
+    picture::cases(&mut suite);
     invariance::cases(&mut suite);
     (suite.cases, suite.failures)
 }

@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("files", 1),
     ("text", 1),
     ("hub", 1),
+    ("picture", 1),
     ("cpu", 1),
     ("cuda", 1),
     ("model", 2),

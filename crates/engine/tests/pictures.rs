@@ -1,0 +1,270 @@
+//! Drawing with a real (tiny) model: the recorded ids, pixels and logits, on every backend; and the laws of the scheduler.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use fathom_core::reference::Reference;
+use fathom_core::{Backend, DType, LatentForm, Precision};
+use fathom_cpu::{Cpu, CpuOptions};
+use fathom_engine::{
+    ChatModel, DrawOptions, Event, Finish, Flow, Id, Meter, ModelRunner, Request, Runner, RunnerOptions, Sampling,
+    StepOutput, Worker, WorkerOptions,
+};
+use fathom_model::{Batch, Logits, Model, Options};
+use fathom_picture::Picture;
+use safetensors::SafeTensors;
+
+fn dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/janus")
+}
+
+/// A recording.
+fn golden(name: &str) -> Vec<f32> {
+    let bytes = std::fs::read(dir().join("golden.safetensors")).unwrap();
+    let all = SafeTensors::deserialize(&bytes).unwrap();
+    let t = all.tensor(name).unwrap();
+    match t.dtype() {
+        safetensors::Dtype::F32 => t.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        safetensors::Dtype::I32 => t.data().as_chunks().0.iter().map(|b| i32::from_le_bytes(*b) as f32).collect(),
+        safetensors::Dtype::U8 => t.data().iter().map(|&b| f32::from(b)).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn ids(name: &str) -> Vec<u32> {
+    golden(name).into_iter().map(|v| v as u32).collect()
+}
+
+#[derive(Clone)]
+struct Device {
+    name: &'static str,
+    backend: Arc<dyn Backend>,
+    kv: DType,
+}
+
+fn devices() -> [Device; 3] {
+    let cpu = |precision| -> Arc<dyn Backend> {
+        Cpu::new(CpuOptions { threads: Some(2), precision, ..CpuOptions::default() }).unwrap()
+    };
+    [
+        Device { name: "reference", backend: Arc::new(Reference::new()), kv: DType::F32 },
+        Device { name: "cpu, exact", backend: cpu(Precision::Exact), kv: DType::F32 },
+        Device { name: "cpu, fast", backend: cpu(Precision::Fast), kv: DType::F16 },
+    ]
+}
+
+fn model() -> Model {
+    Model::open(&dir(), &Options::default()).unwrap()
+}
+
+fn runner(device: &Device) -> ModelRunner {
+    let decoder = model().load(Arc::clone(&device.backend), &mut |_, _| {}).unwrap();
+    let options = RunnerOptions { context: None, cache_tokens: Some(4096), kv: device.kv, drafts: false };
+    ModelRunner::new(decoder, options).unwrap()
+}
+
+fn worker(device: &Device) -> Worker {
+    Worker::new(Box::new(runner(device)), WorkerOptions::default(), Meter::none()).unwrap()
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Drawn {
+    ids: Vec<Vec<u32>>,
+    pictures: Vec<Picture>,
+    previews: Vec<Picture>,
+    steps: usize,
+    tokens: Vec<u32>,
+    end: Option<Finish>,
+}
+
+/// A sink that collects, and stops after so many steps.
+fn sink(to: &Arc<Mutex<Drawn>>, stop: usize) -> Box<dyn fathom_engine::Sink> {
+    let to = Arc::clone(to);
+    Box::new(move |event: Event<'_>| {
+        let mut to = to.lock().unwrap();
+        assert!(to.end.is_none(), "nothing follows the end");
+        match event {
+            Event::Drawn { step, steps } => {
+                assert_eq!((step, steps), (to.steps + 1, 36));
+                to.steps = step;
+            }
+            Event::Picture { index, ids, picture, preview: false } => {
+                assert_eq!(index, to.pictures.len());
+                to.ids.push(ids.to_vec());
+                to.pictures.push(picture.clone());
+            }
+            Event::Picture { picture, preview: true, .. } => to.previews.push(picture.clone()),
+            Event::Token { token, .. } => to.tokens.push(token),
+            Event::Finished { reason, .. } => to.end = Some(reason),
+            Event::Failed(error) => panic!("{error}"),
+            Event::Accepted { .. } | Event::Prompt { .. } => {}
+        }
+        if to.steps == stop { Flow::Stop } else { Flow::Continue }
+    })
+}
+
+fn draw(worker: &mut Worker, requests: &[Request]) -> Vec<Drawn> {
+    let all: Vec<Arc<Mutex<Drawn>>> = requests.iter().map(|_| Arc::default()).collect();
+    for (i, request) in requests.iter().enumerate() {
+        worker.submit(Id(i as u64), request.clone(), sink(&all[i], usize::MAX)).unwrap();
+    }
+    while all.iter().any(|d| d.lock().unwrap().end.is_none()) {
+        worker.step().unwrap();
+    }
+    let stats = worker.stats();
+    assert_eq!((stats.running, stats.waiting, stats.idle_blocks), (0, 0, stats.blocks), "everything is given back");
+    all.iter().map(|d| d.lock().unwrap().clone()).collect()
+}
+
+fn request(options: &DrawOptions) -> Request {
+    ChatModel::new(&model().vocab().unwrap()).unwrap().draw("a red fox", options).unwrap()
+}
+
+fn greedy() -> DrawOptions {
+    DrawOptions { sampling: Sampling::default(), ..DrawOptions::default() }
+}
+
+#[test]
+fn the_prompt_is_the_makers() {
+    let request = request(&greedy());
+    assert_eq!(request.prompt, ids("gen.cond_ids"));
+    assert_eq!(request.drawing.unwrap().unconditional, ids("gen.uncond_ids"));
+}
+
+#[test]
+fn the_recorded_picture_comes_out() {
+    let (codes, pixels) = (ids("gen.greedy_codes"), golden("gen.greedy_pixels"));
+    let (width, height) = (24, 24);
+    for device in devices() {
+        let drawn = &draw(&mut worker(&device), &[request(&greedy())])[0];
+        assert_eq!(drawn.ids, [codes.clone()], "{}", device.name);
+        let slack = if device.name == "cpu, fast" { 3 } else { 1 };
+        for y in 0..height {
+            for x in 0..width {
+                for (c, found) in drawn.pictures[0].pixel(x, y).into_iter().enumerate() {
+                    let wanted = (pixels[(c * height + y) * width + x] + 1.0) / 2.0 * 255.0;
+                    let wanted = wanted.clamp(0.0, 255.0) as u8;
+                    assert!(found.abs_diff(wanted) <= slack, "{} at {x}, {y}: {found} {wanted}", device.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_steps_have_the_recorded_logits() {
+    let codes = ids("gen.greedy_codes");
+    let prompts = [ids("gen.cond_ids"), ids("gen.uncond_ids")];
+    let names = ["cond", "uncond"];
+    for device in devices() {
+        let mut runner = runner(&device);
+        let (mut batch, mut out) = (Batch::new(64), StepOutput::default());
+        for step in 0..4 {
+            batch.clear();
+            for (lane, prompt) in prompts.iter().enumerate() {
+                let table = [lane as u32];
+                match step {
+                    0 => {
+                        batch.push(prompt, 0, &table, LatentForm::Plain, Logits::None);
+                        batch.want_picture();
+                    }
+                    _ => batch.push_codes(&codes[step - 1..step], prompt.len() + step - 1, &table),
+                }
+            }
+            runner.step(&batch, &mut out).unwrap();
+            for (lane, name) in names.iter().enumerate() {
+                let wanted = golden(&format!("gen.step{step}.{name}"));
+                let bound = if device.name == "cpu, fast" { 0.2 } else { 2e-4 };
+                for (a, b) in out.picture_row(lane).iter().zip(&wanted) {
+                    assert!((a - b).abs() <= bound, "{}, step {step}, {name}: {a} {b}", device.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_seed_is_a_picture_whatever_is_drawn_beside_it() {
+    let options = |pictures| DrawOptions { pictures, seed: Some(11), ..DrawOptions::default() };
+    let device = &devices()[2];
+    let one = &draw(&mut worker(device), &[request(&options(1))])[0];
+    let four = &draw(&mut worker(device), &[request(&options(4))])[0];
+    assert_eq!(four.pictures.len(), 4);
+    assert_eq!(one.ids[0], four.ids[0]);
+    assert_eq!(one.pictures[0], four.pictures[0]);
+    assert!(four.ids[1..].iter().all(|other| *other != four.ids[0]), "each its own");
+    let text = Request { max_tokens: Some(30), ..Request::new(vec![0, 96, 134]) };
+    let alone = &draw(&mut worker(device), std::slice::from_ref(&text))[0];
+    let mixed = draw(&mut worker(device), &[request(&options(4)), text, request(&options(1))]);
+    assert_eq!(mixed[0].ids, four.ids);
+    assert_eq!(mixed[1].tokens, alone.tokens);
+    assert_eq!(mixed[2].ids, one.ids);
+}
+
+#[test]
+fn the_same_seed_draws_the_same_on_reference_and_cpu() {
+    let options = DrawOptions { seed: Some(3), ..DrawOptions::default() };
+    let [reference, cpu, _] = devices();
+    let a = &draw(&mut worker(&reference), &[request(&options)])[0];
+    let b = &draw(&mut worker(&cpu), &[request(&options)])[0];
+    assert_eq!(a.ids, b.ids);
+    for (a, b) in a.pictures[0].rgb.iter().zip(&b.pictures[0].rgb) {
+        assert!(a.abs_diff(*b) <= 1);
+    }
+}
+
+#[test]
+fn previews_are_the_rows_so_far() {
+    let options = DrawOptions { preview: Some(9), pictures: 2, seed: Some(5), ..DrawOptions::default() };
+    let drawn = &draw(&mut worker(&devices()[1]), &[request(&options)])[0];
+    // After 9, 18 and 27 of 36 ids, 6 a row, 4 pixels high.
+    let heights: Vec<usize> = drawn.previews.iter().map(|p| p.height).collect();
+    assert_eq!(heights, [4, 4, 12, 12, 16, 16]);
+    assert!(drawn.previews.iter().all(|p| p.width == 24));
+}
+
+#[test]
+fn a_drawing_can_be_stopped_between_any_two_steps() {
+    let device = &devices()[1];
+    for stop in [1, 2, 17, 35] {
+        let mut worker = worker(device);
+        let to = Arc::default();
+        worker.submit(Id(0), request(&DrawOptions::default()), sink(&to, stop)).unwrap();
+        while to.lock().unwrap().end.is_none() {
+            worker.step().unwrap();
+        }
+        let to = to.lock().unwrap();
+        assert_eq!((to.end, to.steps, to.pictures.len()), (Some(Finish::Cancelled), stop, 0));
+        let stats = worker.stats();
+        assert_eq!((stats.running, stats.idle_blocks), (0, stats.blocks));
+    }
+    // From outside, also while it waits.
+    let mut worker = worker(device);
+    let (first, second) = (Arc::default(), Arc::default());
+    let many = request(&DrawOptions { pictures: 32, ..DrawOptions::default() });
+    worker.submit(Id(0), many.clone(), sink(&first, usize::MAX)).unwrap();
+    worker.submit(Id(1), many, sink(&second, usize::MAX)).unwrap();
+    (0..3).for_each(|_| assert!(worker.step().unwrap()));
+    assert_eq!((worker.stats().running, worker.stats().waiting), (1, 1));
+    worker.cancel(Id(1));
+    worker.step().unwrap();
+    assert_eq!(second.lock().unwrap().end, Some(Finish::Cancelled));
+    worker.cancel(Id(0));
+    worker.step().unwrap();
+    assert_eq!(first.lock().unwrap().end, Some(Finish::Cancelled));
+    assert_eq!(worker.stats().idle_blocks, worker.stats().blocks);
+}
+
+#[test]
+fn what_cannot_be_drawn_is_refused() {
+    let runner = runner(&devices()[1]);
+    let refused = |options: DrawOptions, words: &str| {
+        let error = request(&options).check(runner.info()).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    refused(DrawOptions { pictures: 0, ..DrawOptions::default() }, "pictures is 0");
+    refused(DrawOptions { pictures: 65, ..DrawOptions::default() }, "pictures is 65");
+    refused(DrawOptions { pictures: 64, ..DrawOptions::default() }, "room for 4096");
+    refused(DrawOptions { guidance: f32::NAN, ..DrawOptions::default() }, "guidance");
+    refused(DrawOptions { preview: Some(0), ..DrawOptions::default() }, "preview");
+}
