@@ -29,6 +29,7 @@ fn spec() -> ModelSpec {
     let ffn = Ffn::Moe { route, bias_corrected: true, hidden: 24, shared_hidden: 24 };
     let moe = LayerSpec { mixer, ffn };
     ModelSpec {
+        pictures: None,
         family: "DeepSeek-V3",
         vocab: VOCAB,
         dim: 32,
