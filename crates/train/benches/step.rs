@@ -18,6 +18,7 @@ fn dense() -> ModelSpec {
     let mixer = Mixer::Gqa { heads: 4, kv_heads: 4, head_dim: 64, qkv_bias: false, qk_norm: false };
     let layer = LayerSpec { mixer, ffn: Ffn::Dense { hidden: 704 } };
     ModelSpec {
+        pictures: None,
         family: "bench",
         vocab: 4096,
         dim: 256,
@@ -49,6 +50,7 @@ fn latent(vocab: usize, dim: usize, hidden: usize, experts: usize, mtp: bool) ->
     let mut layers = vec![LayerSpec { mixer, ffn: Ffn::Dense { hidden: 3 * hidden } }];
     layers.extend(vec![moe.clone(); 5]);
     ModelSpec {
+        pictures: None,
         family: "bench",
         vocab,
         dim,
