@@ -69,7 +69,8 @@ impl Model {
         let mut model = Model { spec, archive, adapter: None };
         let pixels = model.json(Sidecar::Preprocessor)?;
         if let (Some(pictures), Some(config)) = (&mut model.spec.pictures, pixels) {
-            pictures.pixels = read_pixels(&config, &path.join(Sidecar::Preprocessor.name()))?;
+            let path = model.archive.path().join(Sidecar::Preprocessor.name());
+            pictures.pixels = read_pixels(&config, &path)?;
         }
         Ok(model)
     }
