@@ -16,6 +16,7 @@ pub mod optim;
 pub mod params;
 pub mod policy;
 pub mod recipe;
+pub mod report;
 pub mod run;
 pub mod tape;
 pub mod trainer;

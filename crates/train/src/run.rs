@@ -204,6 +204,14 @@ impl Run {
     /// # Errors
     /// Whatever goes wrong; the newest checkpoint is good then.
     pub fn stage(&self, stage: Stage, watch: Watch<'_>) -> Result<Wish> {
+        let wish = self.one(stage, watch);
+        if stage != Stage::Tokenizer {
+            crate::report::write(&self.folder, &self.recipe)?;
+        }
+        wish
+    }
+
+    fn one(&self, stage: Stage, watch: Watch<'_>) -> Result<Wish> {
         match stage {
             Stage::Tokenizer => self.tokenizer(watch),
             Stage::Pretrain => match &self.recipe.pretrain {

@@ -118,6 +118,12 @@ fn an_interrupted_run_is_the_uninterrupted_one() {
     let lines = losses(whole.path());
     assert_eq!(lines.iter().filter(|l| l.0 == "grpo").count(), 2);
     assert!(whole.path().join("results.json").exists());
+    let report = std::fs::read_to_string(whole.path().join("report.html")).unwrap();
+    for words in ["Supervised fine-tuning", "Reinforcement learning", "rollout against trainer", "Results", "<polyline"]
+    {
+        assert!(report.contains(words), "{words}");
+    }
+    assert!(!report.contains("http://") && !report.contains("https://"), "the report needs nothing else");
 }
 
 #[test]
