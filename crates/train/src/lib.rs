@@ -6,6 +6,7 @@
 //! A [`Recipe`] says what to learn, a [`Run`] does it, stage after stage, in a folder. It must not know: a particular backend, the terminal.
 //! Start at [`run`], then [`trainer`] and [`tape`].
 
+pub mod card;
 pub mod checkpoint;
 pub mod data;
 pub mod error;

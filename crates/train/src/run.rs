@@ -468,6 +468,27 @@ impl Run {
         Ok(watch(Progress::Made(&file)))
     }
 
+    /// What the last evaluation found.
+    ///
+    /// # Errors
+    /// If there was none.
+    pub fn results(&self) -> Result<Vec<KindResult>> {
+        let file = self.folder.join("results.json");
+        let Ok(text) = fs::read_to_string(&file) else {
+            let needs = "its results (stage `eval`)".to_owned();
+            return Err(Error::Missing { stage: "card", needs, folder: self.folder.clone() });
+        };
+        serde_json::from_str(&text).map_err(|e| Error::Broken { file, why: e.to_string() })
+    }
+
+    /// The newest parameters.
+    ///
+    /// # Errors
+    /// If nothing was learned yet.
+    pub fn latest_params(&self) -> Result<Params> {
+        self.latest(&self.language(Stage::Eval)?)
+    }
+
     /// Writes the newest model as a GGUF file with matrices in `format`.
     ///
     /// # Errors

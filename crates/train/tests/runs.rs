@@ -123,6 +123,11 @@ fn an_interrupted_run_is_the_uninterrupted_one() {
     {
         assert!(report.contains(words), "{words}");
     }
+    let opened = Run::open(tiny(), whole.path(), (cpu(), server()), None).unwrap();
+    let card = fathom_train::card::card(&opened, "tiny.toml").unwrap();
+    for words in ["# tiny", "| sft | ", "| countdown | 0.0 (", "held out by hash"] {
+        assert!(card.contains(words), "{words}: {card}");
+    }
     assert!(!report.contains("http://") && !report.contains("https://"), "the report needs nothing else");
 }
 

@@ -38,6 +38,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "FORMAT", default_value = "q8_0", value_parser = parse_format, requires = "export")]
     format: FormatId,
 
+    /// Write the model card to this file, after the stages
+    #[arg(long, value_name = "FILE")]
+    card: Option<PathBuf>,
+
     /// Threads [default: one per physical core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -81,7 +85,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let learner = Cpu::training(server.pool().clone(), None, products)?;
     let run = Run::open(recipe, &folder, (learner, server), args.watts)?;
     term::catch_interrupts(2)?;
-    let stages = if args.stage.is_empty() && args.export.is_some() && folder.join("results.json").exists() {
+    let stages = if args.stage.is_empty()
+        && (args.export.is_some() || args.card.is_some())
+        && folder.join("results.json").exists()
+    {
         Vec::new()
     } else if args.stage.is_empty() {
         Stage::ALL.to_vec()
@@ -101,6 +108,11 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         run.export(path, args.format)?;
         let size = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
         eprintln!("{}: {} ({})", path.display(), bytes(size), args.format);
+    }
+    if let Some(path) = &args.card {
+        let text = fathom_train::card::card(&run, &file.display().to_string())?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("{}", path.display());
     }
     Ok(ExitCode::SUCCESS)
 }
