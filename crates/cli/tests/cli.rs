@@ -10,5 +10,6 @@ mod it {
     mod models;
     mod run;
     mod show;
+    mod train;
     mod verify;
 }

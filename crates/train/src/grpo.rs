@@ -6,7 +6,7 @@
 //! log-probabilities of rollout and trainer is in every step's line: where it grows, something is broken.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fathom_engine::{Meter, Sampling};
 use fathom_tasks::reward::{Means, Rules, Score, score};
@@ -21,9 +21,6 @@ use crate::policy::{Bounds, Rollout, logprobs};
 use crate::recipe::Grpo;
 use crate::run::{Log, Metrics, Progress, RewardMetrics, Run, Stage, Watch, Wish, count};
 use crate::trainer::Trainer;
-
-/// Steps between two checkpoints.
-const SAVE_EVERY: u64 = 10;
 
 /// Mean reward subtracted, deviation divided out, group by group; zeros where all answers are worth the same.
 pub fn advantages(rewards: &[f32], group: usize) -> Vec<f32> {
@@ -66,6 +63,7 @@ pub(crate) fn run(run: &Run, grpo: &Grpo, watch: Watch<'_>) -> Result<Wish> {
     let rules = Rules { correct: grpo.correct, format: grpo.format, steps: grpo.steps_reward };
     let mut log = Log::open(&run.folder, stage, state.step)?;
     let mut meter = Meter::detect(run.watts);
+    let mut saved = Instant::now();
     let mut wish = watch(Progress::Begins { stage, from: state.step, total: grpo.steps });
     if state.step == 0 {
         // Where it starts from: the gain is measured against this.
@@ -158,8 +156,9 @@ pub(crate) fn run(run: &Run, grpo: &Grpo, watch: Watch<'_>) -> Result<Wish> {
         log.line(&metrics)?;
         wish = watch(Progress::Step { metrics: &metrics, total: grpo.steps });
         state.done = state.step >= grpo.steps;
-        if state.done || state.step % SAVE_EVERY == 0 || wish == Wish::Stop {
+        if state.done || saved.elapsed() >= Duration::from_secs(run.recipe.save_every) || wish == Wish::Stop {
             run.save(stage, &trainer.params, Some(&trainer.optimiser), &state, &language, watch)?;
+            saved = Instant::now();
         }
     }
     if state.done {

@@ -27,6 +27,9 @@ pub struct Recipe {
     /// What the products of learning multiply; master weights and sums are f32 either way.
     #[serde(default)]
     pub products: Products,
+    /// Seconds between two checkpoints; 0: one after every step.
+    #[serde(default = "save_every")]
+    pub save_every: u64,
     /// Shape of the model.
     pub model: Shape,
     /// Vocabulary.
@@ -44,6 +47,10 @@ pub struct Recipe {
     /// How the result is measured.
     #[serde(default)]
     pub eval: Evaluation,
+}
+
+fn save_every() -> u64 {
+    120
 }
 
 fn one() -> u64 {
@@ -368,6 +375,7 @@ impl Recipe {
             &self.name,
             "1 to 64 letters, digits, -, _ and .",
         );
+        check.within("save_every", self.save_every, 0..=86_400);
         let m = &self.model;
         check.within("model.dim", m.dim, 8..=8192);
         check.within("model.layers", m.layers, 1..=256);

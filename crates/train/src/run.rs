@@ -144,9 +144,6 @@ pub enum Wish {
 /// Told how a run goes, asked whether it should go on.
 pub type Watch<'a> = &'a mut dyn FnMut(Progress<'_>) -> Wish;
 
-/// Time between two checkpoints.
-const SAVE_EVERY: Duration = Duration::from_secs(120);
-
 /// The loss beyond which a run has left the path: far above that of guessing among the whole vocabulary.
 const EXPLODED: f64 = 50.0;
 
@@ -374,7 +371,7 @@ impl Run {
             log.line(&metrics)?;
             wish = watch(Progress::Step { metrics: &metrics, total: learning.tokens });
             state.done = state.tokens >= learning.tokens;
-            if saved.elapsed() >= SAVE_EVERY || state.done || wish == Wish::Stop {
+            if saved.elapsed() >= Duration::from_secs(self.recipe.save_every) || state.done || wish == Wish::Stop {
                 self.save(stage, &trainer.params, Some(&trainer.optimiser), &state, &language, watch)?;
                 saved = Instant::now();
             }

@@ -21,7 +21,7 @@ use anyhow::Result;
 )]
 pub(crate) struct Args {
     #[command(flatten)]
-    recipe: recipe::Args,
+    recipe: recipe::RecipeArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {

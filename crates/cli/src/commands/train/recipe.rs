@@ -17,7 +17,7 @@ use crate::term;
 use crate::units::{bytes, duration, grouped, rate};
 
 #[derive(clap::Args)]
-pub(super) struct Args {
+pub(super) struct RecipeArgs {
     /// The recipe: a TOML file (recipes/ has some; each key is explained there)
     #[arg(value_name = "RECIPE", required = true)]
     recipe: Option<PathBuf>,
@@ -71,7 +71,7 @@ fn parse_watts(text: &str) -> Result<f64, String> {
     if watts > 0.0 && watts < 1e6 { Ok(watts) } else { Err("expected more than 0 and less than 1000000 watts".into()) }
 }
 
-pub(super) fn run(args: &Args) -> Result<ExitCode> {
+pub(super) fn run(args: &RecipeArgs) -> Result<ExitCode> {
     let file = args.recipe.as_ref().context("name a recipe")?;
     let recipe = Recipe::open(file)?;
     let folder = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&recipe.name));
