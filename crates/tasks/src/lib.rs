@@ -26,6 +26,7 @@ pub use expr::Expr;
 pub use generate::{Generator, Mix};
 pub use kinds::{KINDS, Kind, Problem};
 pub use lang::Lang;
+pub use prose::refuses;
 pub use sample::{Sample, write_jsonl};
 pub use split::Split;
 pub use words::{pieces, word_list};

@@ -58,6 +58,18 @@ pub(crate) fn fathom(lang: Lang) -> Result<Vec<Topic>, TasksError> {
     topics(FATHOM[lang as usize], lang, false)
 }
 
+/// Whether an answer is the one that questions outside the world get, in either language.
+pub fn refuses(text: &str) -> bool {
+    let said = plain(text);
+    let is = |(_, data): &(&str, &str)| {
+        let line = data.lines().find_map(|l| l.strip_prefix("answer = "));
+        let sentence = plain(line.unwrap_or_default().trim_matches('"'));
+        let core = sentence.split_once('.').map_or(sentence.clone(), |(first, _)| first.to_owned());
+        !core.is_empty() && said.starts_with(&core)
+    };
+    OUTSIDE.iter().any(is)
+}
+
 /// Topics outside its world in one language.
 pub(crate) fn outside(lang: Lang) -> Result<Vec<Topic>, TasksError> {
     topics(OUTSIDE[lang as usize], lang, true)

@@ -362,3 +362,15 @@ fn on_core() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux tells how long a thread ran");
     text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).expect("the first number is nanoseconds") / 1e9
 }
+
+/// Refusals are told from answers.
+#[test]
+fn refusals_are_known() {
+    let generator = Generator::new(&Mix::default()).unwrap();
+    for kind in Generator::kinds() {
+        for lang in Lang::ALL {
+            let sample = generator.sample_of(kind, lang, Split::Train, 3, 5).unwrap();
+            assert_eq!(fathom_tasks::refuses(&sample.answer), kind == "outside", "{}", sample.answer);
+        }
+    }
+}

@@ -9,7 +9,7 @@ use fathom_engine::{
 };
 use fathom_model::Decoder;
 use fathom_tasks::reward::{Rules, score};
-use fathom_tasks::{Generator, Lang, Sample, Split};
+use fathom_tasks::{Generator, Lang, Sample, Split, refuses};
 use fathom_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 
@@ -127,6 +127,9 @@ pub struct KindResult {
     pub formed: usize,
     /// Answers whose reasoning checks step by step.
     pub sound: usize,
+    /// Answers that say that the question lies outside the model's world.
+    #[serde(default)]
+    pub refused: usize,
     /// Mean tokens of an answer.
     pub tokens: f64,
     /// A wrong answer, to look at: question and what was said.
@@ -207,6 +210,7 @@ pub fn evaluate(
                     right: 0,
                     formed: 0,
                     sound: 0,
+                    refused: 0,
                     tokens: 0.0,
                     example: None,
                 });
@@ -218,6 +222,8 @@ pub fn evaluate(
         r.right += usize::from(score.correct && answer.ended);
         r.formed += usize::from(score.format && answer.ended);
         r.sound += usize::from(score.steps);
+        let said = text.rsplit_once("</think>").map_or("", |(_, answer)| answer.trim());
+        r.refused += usize::from(refuses(said));
         r.tokens += (answer.tokens.len() as f64 - r.tokens) / r.asked as f64;
         if !score.correct && r.example.is_none() {
             r.example = Some((sample.question.clone(), text));
