@@ -116,9 +116,13 @@ impl Sandbox {
         let thread = std::thread::Builder::new().name("chat template".into()).stack_size(stack_bytes);
         // Nobody may be waiting any more; then the result is of no use.
         let spawned = thread.spawn(move || sender.send(work()).unwrap_or_default());
-        spawned.map_err(|error| invalid(format!("no thread to render on: {error}")))?;
+        let thread = spawned.map_err(|error| invalid(format!("no thread to render on: {error}")))?;
         match receiver.recv_timeout(MAX_TIME) {
-            Ok(result) => result,
+            Ok(result) => {
+                // Only its thread-locals are left to free; nothing of it outlives this call.
+                thread.join().map_err(|_| invalid("the template engine panicked"))?;
+                result
+            }
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 self.too_slow.store(true, Ordering::Relaxed);
                 Err(too_slow())
