@@ -20,7 +20,8 @@ pub type Outputs = ArrayVec<Tensor, 4>;
 pub enum Precision {
     /// f32 activations and products; what golden tests and `fathom logits` use.
     Exact,
-    /// Activations rounded to int8 or bf16 inside products where that is quicker.
+    /// Activations rounded inside products where that is quicker: those of [`Backend::ffn`] and of experts to int8 or
+    /// bf16, all others to twice as many bits.
     Fast,
 }
 

@@ -15,13 +15,12 @@ use fathom_core::{
 
 use crate::attention::Bands;
 use crate::gemm::Products;
-use crate::kernels::packed::Act;
 use crate::kernels::picture::{Gelu, LayerNorm};
 use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
 use crate::matrix::{Held, Matrix};
 use crate::pack::{self, Layout, Packed};
-use crate::product::{Order, Part};
+use crate::product::{Order, Part, Rounded};
 use crate::scratch::Scratch;
 use crate::simd::Isa;
 use crate::{DEVICE, Level, Pool};
@@ -56,10 +55,10 @@ pub struct Cpu {
     pub(crate) scratch: Scratch<f32>,
     /// A packed panel for each thread.
     pub(crate) panels: Scratch<u8>,
-    /// Activations rounded to int8.
-    pub(crate) acts: Mutex<Vec<Act>>,
-    /// Activations rounded to bfloat16.
-    pub(crate) brains: Mutex<Vec<[u16; 32]>>,
+    /// Activations of feed-forward networks, rounded.
+    pub(crate) coarse: Mutex<Rounded<1>>,
+    /// All others.
+    pub(crate) fine: Mutex<Rounded<2>>,
     /// What the products of training multiply; `None`: this backend serves.
     pub(crate) training: Option<Products>,
     /// The right factor of a product of training, packed.
@@ -121,8 +120,8 @@ impl Cpu {
             arena: HostArena::new(DEVICE),
             scratch: Scratch::new(pool.threads()),
             panels: Scratch::new(pool.threads()),
-            acts: Mutex::default(),
-            brains: Mutex::default(),
+            coarse: Mutex::default(),
+            fine: Mutex::default(),
             training,
             packed: Mutex::default(),
             tiles: Scratch::new(pool.threads()),
@@ -186,6 +185,30 @@ impl Cpu {
     pub(crate) fn vector<'a>(&self, op: &'static str, w: &'a Resident) -> Result<&'a [f32]> {
         let held = self.held(op, w)?;
         Ok(held.vector.as_deref().expect("invariant: a weight of one row or column is kept as a vector"))
+    }
+
+    fn project<const DIGITS: usize>(
+        &self,
+        op: &'static str,
+        rounded: &Mutex<Rounded<DIGITS>>,
+        x: &Tensor,
+        projs: &[Proj<'_>],
+    ) -> Result<Outputs> {
+        check::linear(x, projs)?;
+        let xs = self.arena.f32s(op, x)?;
+        let mut outs = Outputs::new();
+        let mut parts = arrayvec::ArrayVec::<Part<'_>, 4>::new();
+        for p in projs {
+            outs.push(self.arena.alloc(Shape::matrix(x.rows(), p.weight.rows), DType::F32));
+            let bias = p.bias.map(|b| self.vector(op, b)).transpose()?;
+            parts.push(Part { each: &self.held(op, p.weight)?.each, rows: p.weight.rows, bias });
+        }
+        let (cols, bands, experts) = (x.cols(), &[0, x.rows()], &[0]);
+        match self.training {
+            Some(products) => self.trained_products(op, products, xs, cols, bands, experts, &parts, &mut outs)?,
+            None => self.products(op, rounded, xs, cols, bands, experts, &parts, &mut outs)?,
+        }
+        Ok(outs)
     }
 
     fn cache_mut<'a>(&self, op: &'static str, cache: &'a mut KvCache) -> Result<&'a mut HostData> {
@@ -267,22 +290,14 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs> {
-        check::linear(x, projs)?;
-        let op = "linear";
-        let xs = self.arena.f32s(op, x)?;
-        let mut outs = Outputs::new();
-        let mut parts = arrayvec::ArrayVec::<Part<'_>, 4>::new();
-        for p in projs {
-            outs.push(self.arena.alloc(Shape::matrix(x.rows(), p.weight.rows), DType::F32));
-            let bias = p.bias.map(|b| self.vector(op, b)).transpose()?;
-            parts.push(Part { each: &self.held(op, p.weight)?.each, rows: p.weight.rows, bias });
-        }
-        if let Some(products) = self.training {
-            self.trained_products(op, products, xs, x.cols(), &[0, x.rows()], &[0], &parts, &mut outs)?;
-            return Ok(outs);
-        }
-        self.products(op, xs, x.cols(), &[0, x.rows()], &[0], &parts, &mut outs)?;
-        Ok(outs)
+        self.project("linear", &self.fine, x, projs)
+    }
+
+    fn ffn(&self, x: &Tensor, gate: Proj<'_>, up: Proj<'_>, down: Proj<'_>) -> Result<Tensor> {
+        let mut both = self.project("ffn", &self.coarse, x, &[gate, up])?;
+        let (up, gate) = (both.pop().expect("invariant: two outputs"), both.pop().expect("invariant: two outputs"));
+        let h = self.swiglu(gate, &up)?;
+        Ok(self.project("ffn", &self.coarse, &h, &[down])?.remove(0))
     }
 
     fn linear_experts(&self, x: &Tensor, routing: &Routing, projs: &[&ResidentExperts]) -> Result<Outputs> {

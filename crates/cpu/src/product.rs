@@ -1,14 +1,19 @@
 //! Products with weights: several projections, one matrix or many experts, in one region.
 //!
+//! In fast precision activations are rounded: to one digit for feed-forward networks, to two for everything else. What attention
+//! reads needs the second digit most (softmax amplifies it, and all later positions see it) and costs least.
+//!
 //! Rows arrive sorted into bands, one per expert in use (a plain linear layer is one band and one expert). A task is a band times a block
 //! of a projection's outputs.
+
+use std::sync::Mutex;
 
 use arrayvec::ArrayVec;
 use fathom_core::backend::Outputs;
 use fathom_core::{DType, Precision, ResidentExperts, Result, Shape, Tensor};
 
 use crate::backend::lock;
-use crate::kernels::dot::{BrainBlock, DotBlock, ToBrain};
+use crate::kernels::dot::{Brain, BrainBlock, DotBlock, ToBrain};
 use crate::kernels::packed::{Act, PackedBlock, Quantise};
 use crate::kernels::rows::AddScaled;
 use crate::matrix::{Matrix, Way};
@@ -25,6 +30,15 @@ pub(crate) struct Part<'a> {
     pub(crate) rows: usize,
     /// Added to every row of the result.
     pub(crate) bias: Option<&'a [f32]>,
+}
+
+/// Memory for activations rounded to `DIGITS` digits.
+#[derive(Default)]
+pub(crate) struct Rounded<const DIGITS: usize> {
+    /// For packed weights.
+    acts: Vec<Act<DIGITS>>,
+    /// For bfloat16 weights.
+    brains: Vec<Brain<DIGITS>>,
 }
 
 /// Slots sorted by expert.
@@ -73,9 +87,10 @@ impl Order {
 impl Cpu {
     /// `outs[p][t] = x[t]·Wᵀ + b` for every projection p and row t of band b with `parts[p].each[experts[b]]`.
     #[allow(clippy::too_many_arguments)]
-    pub(crate) fn products(
+    pub(crate) fn products<const DIGITS: usize>(
         &self,
         op: &'static str,
+        rounded: &Mutex<Rounded<DIGITS>>,
         x: &[f32],
         cols: usize,
         bands: &[usize],
@@ -87,7 +102,8 @@ impl Cpu {
         if rows == 0 {
             return Ok(());
         }
-        let (mut acts, mut brains) = (lock(&self.acts), lock(&self.brains));
+        let mut memory = lock(rounded);
+        let Rounded { acts, brains } = &mut *memory;
         let has_brain = self.level == Level::Avx512;
         let way = |m: &Matrix| if self.precision == Precision::Fast { m.fast_way(has_brain) } else { Way::Widened };
         let (mut rounded, mut halved) = (false, false);
@@ -99,11 +115,11 @@ impl Cpu {
             }
             match way(m) {
                 Way::Packed(_) if !rounded => {
-                    self.quantise(x, cols, &mut acts);
+                    self.quantise(x, cols, acts);
                     rounded = true;
                 }
                 Way::Brain if !halved => {
-                    self.halve(x, cols, &mut brains);
+                    self.halve(x, cols, brains);
                     halved = true;
                 }
                 _ => {}
@@ -143,9 +159,9 @@ impl Cpu {
         Ok(())
     }
 
-    /// Rounds the rows of `x` to int8.
-    fn quantise(&self, x: &[f32], cols: usize, acts: &mut Vec<Act>) {
-        let (rows, stride) = (x.len() / cols, Act::stride(cols));
+    /// Rounds the rows of `x` to integers.
+    fn quantise<const DIGITS: usize>(&self, x: &[f32], cols: usize, acts: &mut Vec<Act<DIGITS>>) {
+        let (rows, stride) = (x.len() / cols, Act::<DIGITS>::stride(cols));
         if acts.len() < rows * stride {
             acts.resize(rows * stride, Act::ZERO);
         }
@@ -158,11 +174,11 @@ impl Cpu {
     }
 
     /// Rounds the rows of `x` to bfloat16.
-    fn halve(&self, x: &[f32], cols: usize, brains: &mut Vec<[u16; 32]>) {
+    fn halve<const DIGITS: usize>(&self, x: &[f32], cols: usize, brains: &mut Vec<Brain<DIGITS>>) {
         let steps = cols / 32;
         let rows = x.len() / cols;
         if brains.len() < rows * steps {
-            brains.resize(rows * steps, [0; 32]);
+            brains.resize(rows * steps, [[0; 32]; DIGITS]);
         }
         let n = Self::grain(rows, cols);
         self.pool.chunks_mut(&mut brains[..rows * steps], n * steps, |first, out| {
@@ -215,7 +231,7 @@ impl Cpu {
         let (cols, bands, experts) = (x.cols(), &order.bands, &order.experts);
         match self.training {
             Some(products) => self.trained_products(op, products, xs, cols, bands, experts, &parts, &mut outs)?,
-            None => self.products(op, xs, cols, bands, experts, &parts, &mut outs)?,
+            None => self.products(op, &self.coarse, xs, cols, bands, experts, &parts, &mut outs)?,
         }
         Ok(outs)
     }

@@ -177,37 +177,50 @@ fn decode<S: Simd>(s: S, weight: &Weight, row: usize, out: &mut [f32]) {
     }
 }
 
-/// Rounds to bfloat16, in pairs of sixteen.
-pub(crate) struct ToBrain<'a> {
+/// 32 activations as sums of `DIGITS` bfloat16, the largest first.
+pub(crate) type Brain<const DIGITS: usize> = [[u16; 2 * LANES]; DIGITS];
+
+/// Rounds to bfloat16: a number, then what is left of it.
+pub(crate) struct ToBrain<'a, const DIGITS: usize> {
     pub(crate) x: &'a [f32],
-    pub(crate) out: &'a mut [[u16; 2 * LANES]],
+    pub(crate) out: &'a mut [Brain<DIGITS>],
 }
 
-impl Kernel for ToBrain<'_> {
+impl<const DIGITS: usize> Kernel for ToBrain<'_, DIGITS> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let out = self.out.as_flattened_mut().as_chunks_mut::<LANES>().0;
-        for (x, o) in self.x.as_chunks::<LANES>().0.iter().zip(out) {
-            s.store_bf16(s.load(x), o);
+        for (x, out) in self.x.as_chunks::<{ 2 * LANES }>().0.iter().zip(self.out) {
+            for (half, x) in x.as_chunks::<LANES>().0.iter().enumerate() {
+                let mut rest = s.load(x);
+                for digit in out.iter_mut() {
+                    let digit = &mut digit.as_chunks_mut::<LANES>().0[half];
+                    s.store_bf16(rest, digit);
+                    let mut bytes = [0; 2 * LANES];
+                    for (b, v) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(digit) {
+                        *b = v.to_le_bytes();
+                    }
+                    rest = s.sub(rest, s.load_bf16_bytes(&bytes));
+                }
+            }
         }
     }
 }
 
 /// One rectangle of `x·Wᵀ + b` for a BF16 weight and activations rounded to BF16. Order of additions as in [`DotBlock`], but lane l adds
-/// columns 2l and 2l + 1 of every 32.
-pub(crate) struct BrainBlock<'a> {
+/// columns 2l and 2l + 1 of every 32, digit after digit.
+pub(crate) struct BrainBlock<'a, const DIGITS: usize> {
     /// The weight, without scales, its rows whole multiples of 32.
     pub(crate) weight: &'a Weight,
     /// `[tokens, weight.cols / 32]`.
-    pub(crate) x: &'a [[u16; 2 * LANES]],
+    pub(crate) x: &'a [Brain<DIGITS>],
     /// One per weight row.
     pub(crate) bias: Option<&'a [f32]>,
     /// Where the results go.
     pub(crate) rect: Rect<'a>,
 }
 
-impl Kernel for BrainBlock<'_> {
+impl<const DIGITS: usize> Kernel for BrainBlock<'_, DIGITS> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
@@ -230,7 +243,7 @@ impl Kernel for BrainBlock<'_> {
     }
 }
 
-impl BrainBlock<'_> {
+impl<const DIGITS: usize> BrainBlock<'_, DIGITS> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const T: usize>(&mut self, s: S, at: usize, t: usize) -> usize {
         let steps = self.weight.cols / (2 * LANES);
@@ -239,22 +252,24 @@ impl BrainBlock<'_> {
         for (r, w) in w.iter_mut().enumerate() {
             *w = &self.weight.row(self.rect.first + at + r).as_chunks().0[..steps];
         }
-        let mut x = [&[] as &[[u16; 2 * LANES]]; T];
+        let mut x = [&[] as &[Brain<DIGITS>]; T];
         for (j, x) in x.iter_mut().enumerate() {
             *x = &self.x[(t + j) * steps..(t + j + 1) * steps];
         }
         for c in 0..steps {
-            let mut v = [s.splat_b(0); T];
-            for j in 0..T {
-                v[j] = s.load_pairs(&x[j][c]);
-            }
-            for r in 0..R {
-                if T == 1 {
-                    s.prefetch(w[r].as_flattened(), c * 64 + 2048);
-                }
-                let w = s.load_b(&w[r][c]);
+            for d in 0..DIGITS {
+                let mut v = [s.splat_b(0); T];
                 for j in 0..T {
-                    acc[r][j] = s.dot2_bf16(acc[r][j], w, v[j]);
+                    v[j] = s.load_pairs(&x[j][c][d]);
+                }
+                for r in 0..R {
+                    if T == 1 && d == 0 {
+                        s.prefetch(w[r].as_flattened(), c * 64 + 2048);
+                    }
+                    let w = s.load_b(&w[r][c]);
+                    for j in 0..T {
+                        acc[r][j] = s.dot2_bf16(acc[r][j], w, v[j]);
+                    }
                 }
             }
         }

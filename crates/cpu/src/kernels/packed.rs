@@ -1,20 +1,23 @@
-//! Products of packed weights with activations rounded to int8.
+//! Products of packed weights with activations rounded to integers.
 //!
 //! Per block of 32 columns: `y += (Σ q·x̂ − offset·Σ x̂) · (d·dx) + m · (dx·Σ x̂)`, the sums over q and x̂ in exact integers. Lanes are output
 //! rows, so one token or eight, each result is built block after block by the same operations: matrix-vector and
-//! matrix-matrix products agree bit for bit. Activations have a scale per 32 (llama.cpp: per 256 for K formats), which
-//! is what keeps the error below its.
+//! matrix-matrix products agree bit for bit. Activations have a scale per 32 (llama.cpp: per 256 for K formats), and one
+//! digit of base 128 (int8) or two (15 bits, at twice the dot products).
 
 use crate::pack::{BLOCK, Layout, Panel, ROWS, Scales};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
 
-/// A block of 32 activations.
+/// Base of the digits of activations.
+const BASE: f32 = 128.0;
+
+/// A block of 32 activations as levels q of `DIGITS` digits.
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
-pub(crate) struct Act {
-    /// `round(127 x / largest magnitude)`.
-    q: [[i8; 4]; 8],
+pub(crate) struct Act<const DIGITS: usize> {
+    /// Digits of `q = round(127·128^(DIGITS − 1) x / largest magnitude)`, base 128, signed, the highest first.
+    digits: [[[i8; 4]; 8]; DIGITS],
     /// `Σ x·q / Σ q²`: what fits these levels best (1.3 % less error than the largest magnitude over 127).
     scale: f32,
     /// Sums of q over the two halves.
@@ -23,9 +26,11 @@ pub(crate) struct Act {
     total: f32,
 }
 
-impl Act {
+impl<const DIGITS: usize> Act<DIGITS> {
     /// Zeros.
-    pub(crate) const ZERO: Act = Act { q: [[0; 4]; 8], scale: 0.0, sums: [0; 2], total: 0.0 };
+    pub(crate) const ZERO: Self = Act { digits: [[[0; 4]; 8]; DIGITS], scale: 0.0, sums: [0; 2], total: 0.0 };
+    /// The highest level.
+    const TOP: f32 = if DIGITS == 1 { 127.0 } else { 127.0 * BASE };
 
     /// Blocks from one row to the next: one more than a row has, so that rows do not lie a power of two apart in
     /// the cache.
@@ -35,32 +40,43 @@ impl Act {
 }
 
 /// Rounds rows of activations.
-pub(crate) struct Quantise<'a> {
+pub(crate) struct Quantise<'a, const DIGITS: usize> {
     /// `[rows, cols]`.
     pub(crate) x: &'a [f32],
     pub(crate) cols: usize,
     /// `[rows, Act::stride(cols)]`.
-    pub(crate) out: &'a mut [Act],
+    pub(crate) out: &'a mut [Act<DIGITS>],
 }
 
-impl Kernel for Quantise<'_> {
+impl<const DIGITS: usize> Kernel for Quantise<'_, DIGITS> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (x, out) in self.x.chunks_exact(self.cols).zip(self.out.chunks_exact_mut(Act::stride(self.cols))) {
+        for (x, out) in self.x.chunks_exact(self.cols).zip(self.out.chunks_exact_mut(Act::<DIGITS>::stride(self.cols)))
+        {
             for (x, out) in x.as_chunks::<BLOCK>().0.iter().zip(out) {
                 let x = x.as_chunks::<LANES>().0;
                 let (a, b) = (s.load(&x[0]), s.load(&x[1]));
                 let zero = s.zero();
                 let magnitude = s.max(s.max(a, s.sub(zero, a)), s.max(b, s.sub(zero, b)));
                 let peak = s.peak(magnitude);
-                let inverse = s.splat(if peak > 1e-30 { 127.0 / peak } else { 0.0 });
+                let inverse = s.splat(if peak > 1e-30 { Act::<DIGITS>::TOP / peak } else { 0.0 });
                 let (qa, qb) = (s.round(s.mul(a, inverse)), s.round(s.mul(b, inverse)));
                 let (fa, fb) = (s.to_f(qa), s.to_f(qb));
                 let norm = s.sum(s.fma(fa, fa, s.mul(fb, fb)));
-                let q = out.q.as_flattened_mut().as_chunks_mut::<LANES>().0;
-                s.store_i8(qa, &mut q[0]);
-                s.store_i8(qb, &mut q[1]);
+                for (half, q) in [(0, qa), (1, qb)] {
+                    let mut rest = q;
+                    for d in 0..DIGITS {
+                        let digit = if d + 1 < DIGITS {
+                            let high = s.round(s.mul(s.to_f(rest), s.splat(1.0 / BASE)));
+                            rest = s.round(s.fma(s.to_f(high), s.splat(-BASE), s.to_f(rest)));
+                            high
+                        } else {
+                            rest
+                        };
+                        s.store_i8(digit, &mut out.digits[d].as_flattened_mut().as_chunks_mut::<LANES>().0[half]);
+                    }
+                }
                 out.sums = [s.sum_i(qa), s.sum_i(qb)];
                 out.scale = if norm > 0.0 { s.sum(s.fma(a, fa, s.mul(b, fb))) / norm } else { 0.0 };
                 out.total = out.scale * (out.sums[0] + out.sums[1]) as f32;
@@ -70,20 +86,20 @@ impl Kernel for Quantise<'_> {
 }
 
 /// Panels `0..count` of a rectangle of `x·Wᵀ + b`.
-pub(crate) struct PackedBlock<'a, 'r> {
+pub(crate) struct PackedBlock<'a, 'r, const DIGITS: usize> {
     pub(crate) layout: Layout,
     pub(crate) cols: usize,
     /// The panels, one behind the other.
     pub(crate) panels: &'a [u8],
     /// `[tokens, Act::stride(cols)]`.
-    pub(crate) acts: &'a [Act],
+    pub(crate) acts: &'a [Act<DIGITS>],
     pub(crate) bias: Option<&'a [f32]>,
     /// Column of the rectangle at which the first panel begins.
     pub(crate) at: usize,
     pub(crate) rect: &'a mut Rect<'r>,
 }
 
-impl Kernel for PackedBlock<'_, '_> {
+impl<const DIGITS: usize> Kernel for PackedBlock<'_, '_, DIGITS> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -101,7 +117,7 @@ impl Kernel for PackedBlock<'_, '_> {
     }
 }
 
-impl PackedBlock<'_, '_> {
+impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
     #[inline(always)]
     fn tokens<S: Simd, C: Codes, D: Scaling>(mut self, s: S) {
         let mut t = self.rect.rows.start;
@@ -119,8 +135,8 @@ impl PackedBlock<'_, '_> {
     /// All panels for `T` tokens from `t` on.
     #[inline(always)]
     fn tile<S: Simd, C: Codes, D: Scaling, const T: usize>(&mut self, s: S, t: usize) -> usize {
-        let stride = Act::stride(self.cols);
-        let mut rows = [&[] as &[Act]; T];
+        let stride = Act::<DIGITS>::stride(self.cols);
+        let mut rows = [&[] as &[Act<DIGITS>]; T];
         for (i, r) in rows.iter_mut().enumerate() {
             *r = &self.acts[(t + i) * stride..(t + i) * stride + self.cols / BLOCK];
         }
@@ -129,7 +145,7 @@ impl PackedBlock<'_, '_> {
             let first = self.at + p * ROWS;
             let panel = Panel::cut(self.layout, self.cols, panel);
             let ahead = &self.panels[p * bytes + panel.scales.len()..];
-            let sums = panel_times::<S, C, D, T>(s, panel, ahead, rows);
+            let sums = panel_times::<S, C, D, DIGITS, T>(s, panel, ahead, rows);
             let n = ROWS.min(self.rect.width - first);
             for (i, sum) in sums.into_iter().enumerate() {
                 let sum = match self.bias {
@@ -152,11 +168,11 @@ const AHEAD: usize = 4096;
 
 /// One panel times `T` rows of activations. `ahead` is memory from the panel's codes on, into the panels behind it.
 #[inline(always)]
-fn panel_times<S: Simd, C: Codes, D: Scaling, const T: usize>(
+fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usize>(
     s: S,
     panel: Panel<'_>,
     ahead: &[u8],
-    x: [&[Act]; T],
+    x: [&[Act<DIGITS>]; T],
 ) -> [S::F; T] {
     let mut acc = [s.zero(); T];
     let mut block = 0;
@@ -182,14 +198,22 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const T: usize>(
             // for the same reason; integers do not mind the order.
             let (mut low, mut high) = ([s.splat_i(0); T], [s.splat_i(0); T]);
             let split = D::HALVES || T <= 2;
-            for i in 0..T {
-                low[i] = s.splat_i(if split { start(i, 0) } else { start(i, 0) + start(i, 1) });
-                high[i] = s.splat_i(if split { start(i, 1) } else { 0 });
-            }
-            for (g, codes) in codes.into_iter().enumerate() {
+            for d in 0..DIGITS {
                 for i in 0..T {
-                    let sum = if split && g >= 4 { &mut high[i] } else { &mut low[i] };
-                    *sum = C::dot(s, *sum, codes, x[i][block].q[g]);
+                    if d > 0 {
+                        (low[i], high[i]) = (s.shl_i::<7>(low[i]), s.shl_i::<7>(high[i]));
+                    }
+                    if d + 1 == DIGITS && D::OFFSET != 0 {
+                        let (a, b) = (start(i, 0), start(i, 1));
+                        low[i] = s.add_i(low[i], s.splat_i(if split { a } else { a + b }));
+                        high[i] = s.add_i(high[i], s.splat_i(if split { b } else { 0 }));
+                    }
+                }
+                for (g, codes) in codes.into_iter().enumerate() {
+                    for i in 0..T {
+                        let sum = if split && g >= 4 { &mut high[i] } else { &mut low[i] };
+                        *sum = C::dot(s, *sum, codes, x[i][block].digits[d][g]);
+                    }
                 }
             }
             for i in 0..T {

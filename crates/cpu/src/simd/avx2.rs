@@ -165,6 +165,10 @@ impl Simd for Avx2 {
         fn add_i(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
             [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])]
         }
+        fn shl_i<const N: u32>(self, a: [__m256i; 2]) -> [__m256i; 2] {
+            let n = _mm_cvtsi32_si128(N as i32);
+            [_mm256_sll_epi32(a[0], n), _mm256_sll_epi32(a[1], n)]
+        }
         fn store_i8(self, v: [__m256i; 2], out: &mut [i8; 16]) {
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(v[0], v[1]));
             let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));

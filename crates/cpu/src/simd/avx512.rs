@@ -133,6 +133,7 @@ impl Simd for Avx512 {
         }
         fn splat_i(self, x: i32) -> __m512i { _mm512_set1_epi32(x) }
         fn add_i(self, a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
+        fn shl_i<const N: u32>(self, a: __m512i) -> __m512i { _mm512_slli_epi32::<N>(a) }
         fn store_i8(self, v: __m512i, out: &mut [i8; 16]) {
             _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v))
         }

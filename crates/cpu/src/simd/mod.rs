@@ -91,6 +91,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn splat_i(self, x: i32) -> Self::I;
     /// `a + b`.
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a · 2^N`.
+    fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
     /// Lowest bytes.
     fn store_i8(self, v: Self::I, out: &mut [i8; 16]);
     /// Sum of the lanes.

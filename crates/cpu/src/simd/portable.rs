@@ -151,6 +151,10 @@ impl Simd for Portable {
         lanes(|i| a[i] + b[i])
     }
     #[inline]
+    fn shl_i<const N: u32>(self, a: [i32; 16]) -> [i32; 16] {
+        lanes(|i| a[i] << N)
+    }
+    #[inline]
     fn store_i8(self, v: [i32; 16], out: &mut [i8; 16]) {
         *out = lanes(|i| v[i] as i8);
     }

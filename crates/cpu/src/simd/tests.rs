@@ -63,7 +63,8 @@ impl Kernel for Probe {
         let x = rng.bytes::<4>().map(|v| (v as i8).max(-127));
         let acc = s.splat_i(rng.next() as i32 >> 8);
         let low = s.and(w, s.splat_b(63));
-        for i in [s.dot4(acc, w, x), s.dot4_small(acc, low, x), s.dot4(acc, s.shl::<3>(v), [127; 4])] {
+        for i in [s.dot4(acc, w, x), s.dot4_small(acc, low, x), s.dot4(acc, s.shl::<3>(v), [127; 4]), s.shl_i::<7>(acc)]
+        {
             f(s.to_f(i), &mut out);
         }
         let masked = s.and(s.or(s.shr::<4>(v), s.shl::<1>(w)), s.splat_b(0x2f));
