@@ -4,6 +4,7 @@
 //! particular. Derivatives by a weight are *added* to an f32 tensor of the weight's shape, so that several uses and several
 //! batches sum up. [`crate::reference::Reference`] says what each one means; finite differences in f64 hold it to that.
 
+use crate::optim::{AdamW, Muon, Stride, Update};
 use crate::{
     AttendSpec, Backend, Resident, ResidentExperts, Result, RopeLayout, RouteSpec, Routing, Shape, Spans, Tensor,
 };
@@ -69,4 +70,13 @@ pub trait Grad: Backend {
 
     /// `Σ_t weights[t] · −log softmax(logits[t])[targets[t]]`, and its derivative by the logits.
     fn cross_entropy(&self, logits: &Tensor, targets: &[u32], weights: &[f32]) -> Result<(f64, Tensor)>;
+
+    /// `Σ x²`.
+    fn squares(&self, x: &Tensor) -> Result<f64>;
+
+    /// A step of AdamW.
+    fn adamw(&self, updates: &mut [Update<'_>], rule: &AdamW, at: Stride) -> Result<()>;
+
+    /// A step of Muon, for every matrix by itself.
+    fn muon(&self, updates: &mut [Update<'_>], rule: &Muon, at: Stride) -> Result<()>;
 }

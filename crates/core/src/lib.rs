@@ -17,6 +17,7 @@ pub mod format;
 pub mod grad;
 pub mod host;
 pub mod null;
+pub mod optim;
 pub mod reference;
 pub mod rng;
 pub mod rope;

@@ -15,6 +15,7 @@ use fathom_core::{
 
 use crate::attention::Bands;
 use crate::gemm::Products;
+use crate::kernels::gemm::Strided;
 use crate::kernels::picture::{Gelu, LayerNorm};
 use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
@@ -205,7 +206,10 @@ impl Cpu {
         }
         let (cols, bands, experts) = (x.cols(), &[0, x.rows()], &[0]);
         match self.training {
-            Some(products) => self.trained_products(op, products, xs, cols, bands, experts, &parts, &mut outs)?,
+            Some(products) => {
+                let xs = Strided::rows(xs, cols);
+                self.trained_products(op, products, xs, cols, bands, experts, &parts, &mut outs)?;
+            }
             None => self.products(op, rounded, xs, cols, bands, experts, &parts, &mut outs)?,
         }
         Ok(outs)
@@ -307,7 +311,10 @@ impl Backend for Cpu {
         check::below(op, "routing.experts", experts, projs[0].experts)?;
         let mut order = lock(&self.order);
         order.sort(experts, projs[0].experts);
-        let sorted = self.sorted_products(op, &self.gather(op, x, &order, sharing)?, &order, projs)?;
+        let sorted = match self.training {
+            Some(products) => self.trained_experts(op, products, x, &order, sharing, projs)?,
+            None => self.sorted_products(op, &self.gather(op, x, &order, sharing)?, &order, projs)?,
+        };
         sorted.iter().map(|y| self.scatter(op, y, &order)).collect()
     }
 

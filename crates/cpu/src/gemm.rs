@@ -5,17 +5,19 @@
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Mutex;
 
+use arrayvec::ArrayVec;
 use fathom_core::backend::Outputs;
-use fathom_core::{Result, format};
+use fathom_core::{DType, ResidentExperts, Result, Shape, Tensor, format};
 
 use crate::Cpu;
 use crate::backend::lock;
 use crate::kernels::gemm::{PANEL, PackPanel, Pair, Product, ROWS, Single, Strided, WIDTH, Word, tile_words};
 use crate::kernels::rows::AddScaled;
 use crate::matrix::Matrix;
-use crate::product::Part;
+use crate::product::{Order, Part};
 use crate::simd::LANES;
 
 /// What the products of training multiply; sums are f32.
@@ -129,8 +131,8 @@ impl Cpu {
         });
     }
 
-    /// [`Cpu::gemm`] of one product within a task; element (i, j) of the result is `out[i × stride + j]`. `room` holds
-    /// [`room`] words.
+    /// [`Cpu::gemm`] of one product within a task; element (i, j) of the result is `out[i × stride + j]`. `words` has room
+    /// for [`room`].
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn gemm_here(
         &self,
@@ -140,25 +142,60 @@ impl Cpu {
         (out, stride): (&mut [f32], usize),
         alpha: f32,
         beta: f32,
-        room: &mut [u32],
+        words: &mut [u32],
     ) {
+        let bands = std::iter::once((0..f.rows, cols));
         match products {
-            Products::Bf16 => self.gemm_here_of::<Pair>(f, cols, (out, stride), alpha, beta, room),
-            Products::F32 => self.gemm_here_of::<Single>(f, cols, (out, stride), alpha, beta, room),
+            Products::Bf16 => self.gemm_here_of::<Pair>(f, cols, (out, stride), alpha, beta, words, bands),
+            Products::F32 => self.gemm_here_of::<Single>(f, cols, (out, stride), alpha, beta, words, bands),
         }
     }
 
+    /// [`Cpu::gemm_here`] where A·B and C are symmetric: what lies below the diagonal is computed, and mirrored.
+    pub(crate) fn symmetric_here(
+        &self,
+        products: Products,
+        f: Factors<'_>,
+        out: &mut [f32],
+        alpha: f32,
+        beta: f32,
+        words: &mut [u32],
+    ) {
+        let n = f.rows;
+        let bands = (0..n).step_by(2 * ROWS).map(|first| {
+            let end = n.min(first + 2 * ROWS);
+            (first..end, end)
+        });
+        match products {
+            Products::Bf16 => self.gemm_here_of::<Pair>(f, n, (out, n), alpha, beta, words, bands),
+            Products::F32 => self.gemm_here_of::<Single>(f, n, (out, n), alpha, beta, words, bands),
+        }
+        // Blocks of 16 × 16, so that columns are not walked through all of memory.
+        for i in (0..n).step_by(LANES) {
+            for j in (0..=i).step_by(LANES) {
+                for row in i..n.min(i + LANES) {
+                    for col in j..row.min(j + LANES) {
+                        out[col * n + row] = out[row * n + col];
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes bands: some rows, and of these the first so many columns.
+    #[allow(clippy::too_many_arguments)]
     fn gemm_here_of<W: Word>(
         &self,
-        Factors { a, b, rows, depth }: Factors<'_>,
+        Factors { a, b, depth, .. }: Factors<'_>,
         cols: usize,
         (out, stride): (&mut [f32], usize),
         alpha: f32,
         beta: f32,
-        room: &mut [u32],
+        words: &mut [u32],
+        bands: impl Iterator<Item = (Range<usize>, usize)>,
     ) {
         let blocks = depth.div_ceil(W::NUMBERS).div_ceil(LANES);
-        let (packed, tiles) = room.split_at_mut(cols.div_ceil(WIDTH) * blocks * PANEL);
+        let (packed, tiles) = words.split_at_mut(cols.div_ceil(WIDTH) * blocks * PANEL);
         let word = PhantomData::<W>;
         for (block, out) in packed.chunks_exact_mut(PANEL).enumerate() {
             let (first, from) = (block / blocks * WIDTH, block % blocks * LANES * W::NUMBERS);
@@ -166,16 +203,19 @@ impl Cpu {
             self.isa.run(PackPanel { b, first, width, k, out, word });
         }
         let panels = &*packed;
-        self.isa.run(Product { a, first: 0, rows, depth, panels, cols, out, stride, alpha, beta, tiles, word });
+        for (rows, cols) in bands {
+            let (first, rows, out) = (rows.start, rows.len(), &mut out[rows.start * stride..]);
+            self.isa.run(Product { a, first, rows, depth, panels, cols, out, stride, alpha, beta, tiles, word });
+        }
     }
 
-    /// As [`Cpu::products`], in the way of training.
+    /// As [`Cpu::products`], in the way of training; `x` has a row for each of the bands'.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn trained_products(
         &self,
         op: &'static str,
         products: Products,
-        x: &[f32],
+        x: Strided<'_>,
         cols: usize,
         bands: &[usize],
         experts: &[usize],
@@ -189,7 +229,7 @@ impl Cpu {
                 .windows(2)
                 .zip(&weights)
                 .map(|(band, w)| Factors {
-                    a: Strided::rows(&x[band[0] * cols..band[1] * cols], cols),
+                    a: x.below(band[0]),
                     b: Strided::rows(w, cols).transposed(),
                     rows: band[1] - band[0],
                     depth: cols,
@@ -205,6 +245,28 @@ impl Cpu {
             }
         }
         Ok(())
+    }
+
+    /// Projections of the rows of `x` that go to experts, in sorted order; slot s reads row `s / sharing`.
+    pub(crate) fn trained_experts(
+        &self,
+        op: &'static str,
+        products: Products,
+        x: &Tensor,
+        order: &Order,
+        sharing: usize,
+        projs: &[&ResidentExperts],
+    ) -> Result<Outputs> {
+        let mut outs = Outputs::new();
+        let mut parts = ArrayVec::<Part<'_>, 4>::new();
+        for p in projs {
+            outs.push(self.arena.alloc(Shape::matrix(order.slots.len(), p.each.rows), DType::F32));
+            parts.push(Part { each: &self.held(op, &p.each)?.each, rows: p.each.rows, bias: None });
+        }
+        let (rows, cols) = (order.rows(sharing), x.cols());
+        let xs = Strided::picked(self.arena.f32s(op, x)?, cols, &rows);
+        self.trained_products(op, products, xs, cols, &order.bands, &order.experts, &parts, &mut outs)?;
+        Ok(outs)
     }
 
     /// The values of a matrix: its own memory if that holds f32, else decoded.
@@ -280,11 +342,7 @@ mod tests {
                         for (i, found) in out[0].iter().enumerate() {
                             let (row, col) = (i / cols, i % cols);
                             let (g, row) = if row < rows[0] { (0, row) } else { (1, row - rows[0]) };
-                            let term = |k: usize| {
-                                let (a, b) = (&all[g].a, &all[g].b);
-                                let (a, b) = (a.data[row * a.row + k * a.col], b.data[k * b.row + col * b.col]);
-                                f64::from(a) * f64::from(b)
-                            };
+                            let term = |k: usize| f64::from(all[g].a.get(row, k)) * f64::from(all[g].b.get(k, col));
                             let size: f64 = (0..depths[g]).map(|k| term(k).abs()).sum::<f64>() + 2.0;
                             let exact = 0.5 * (0..depths[g]).map(term).sum::<f64>() + 2.0 * f64::from(old[i]);
                             let off = (f64::from(*found) - exact).abs();

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Mutex;
 
+use fathom_core::optim::{AdamW, Muon, Stride, Update};
 use fathom_core::{
     AttendSpec, DType, Error, Grad, KvView, Resident, ResidentExperts, Result, RopeLayout, RouteSpec, Routing, Score,
     Shape, Spans, Tensor, check,
@@ -15,10 +16,13 @@ use fathom_core::{
 use crate::backend::lock;
 use crate::gemm::Factors;
 use crate::kernels::gemm::Strided;
-use crate::kernels::grad::{CrossEntropy, SwiGluGrad};
+use crate::kernels::grad::{CrossEntropy, Dots, RmsNormGrad, SwiGluGrad};
 use crate::kernels::rows::{AddScaled, Rope};
 use crate::matrix::Held;
 use crate::{Cpu, DEVICE};
+
+/// Rows of a task of the norm's derivative.
+const NORM_ROWS: usize = 128;
 
 impl Cpu {
     fn filled(&self, shape: Shape) -> Result<Tensor> {
@@ -83,15 +87,14 @@ impl Grad for Cpu {
         let mut order = lock(&self.order);
         order.sort(self.arena.u32s(op, &routing.experts)?, w.experts);
         let sharing = order.slots.len() / x_rows.max(1);
-        let sorted = self.gather(op, dy, &order, 1)?;
-        let dys = self.arena.f32s(op, &sorted)?;
+        let dys = self.arena.f32s(op, dy)?;
         let weights: Vec<_> = order.experts.iter().map(|&e| self.values(&held.each[e], rows, cols)).collect();
         let products: Vec<Factors<'_>> = order
             .bands
             .windows(2)
             .zip(&weights)
             .map(|(band, w)| Factors {
-                a: Strided::rows(&dys[band[0] * rows..band[1] * rows], rows),
+                a: Strided::picked(dys, rows, &order.slots[band[0]..band[1]]),
                 b: Strided::rows(w, cols),
                 rows: band[1] - band[0],
                 depth: rows,
@@ -122,14 +125,13 @@ impl Grad for Cpu {
         let mut order = lock(&self.order);
         order.sort(self.arena.u32s(op, &routing.experts)?, experts);
         let sharing = order.slots.len() / x.rows().max(1);
-        let (x, dy) = (self.gather(op, x, &order, sharing)?, self.gather(op, dy, &order, 1)?);
-        let (xs, dys) = (self.arena.f32s(op, &x)?, self.arena.f32s(op, &dy)?);
+        let (xs, dys, x_rows) = (self.arena.f32s(op, x)?, self.arena.f32s(op, dy)?, order.rows(sharing));
         // Every expert has a product, so that their rows lie one below the other; who got no token has one of no depth.
         let mut bands = vec![0..0; experts];
         order.bands.windows(2).zip(&order.experts).for_each(|(band, &e)| bands[e] = band[0]..band[1]);
         let product = |band: Range<usize>| Factors {
-            a: Strided::rows(&dys[band.start * rows..band.end * rows], rows).transposed(),
-            b: Strided::rows(&xs[band.start * cols..band.end * cols], cols),
+            a: Strided::picked(dys, rows, &order.slots[band.clone()]).transposed(),
+            b: Strided::picked(xs, cols, &x_rows[band.clone()]),
             rows,
             depth: band.len(),
         };
@@ -156,24 +158,22 @@ impl Grad for Cpu {
         };
         let w = &w[..];
         let (xs, dys, n) = (self.arena.f32s(op, x)?, self.arena.f32s(op, dy)?, w.len());
-        let inverse = |x: &[f32]| 1.0 / (x.iter().map(|v| v * v).sum::<f32>() / n as f32 + eps).sqrt();
         let mut dx = self.arena.alloc(x.shape, DType::F32);
-        let grain = Self::grain(x.rows(), 4 * n) * n;
-        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut dx)?, grain, |first, out| {
-            for (i, out) in out.chunks_exact_mut(n).enumerate() {
-                let at = first + i * n..first + (i + 1) * n;
-                let (x, dy) = (&xs[at.clone()], &dys[at]);
-                let r = inverse(x);
-                let along: f32 = x.iter().zip(w).zip(dy).map(|((x, w), d)| x * w * d).sum();
-                let back = r * r * r / n as f32 * along;
-                out.iter_mut().zip(x.iter().zip(w).zip(dy)).for_each(|(o, ((x, w), d))| *o = r * w * d - x * back);
-            }
+        // Each piece of rows adds up its own derivative by the weight; the pieces are added in order.
+        let pieces = x.rows().div_ceil(NORM_ROWS);
+        let mut sums = vec![0.0; pieces * n];
+        let outs = self.arena.f32s_mut(op, &mut dx)?.chunks_mut(NORM_ROWS * n);
+        let outs: Vec<Mutex<(&mut [f32], &mut [f32])>> = outs.zip(sums.chunks_exact_mut(n)).map(Mutex::new).collect();
+        self.pool.run(pieces, |task| {
+            let (dx, dw) = &mut *lock(&outs[task.index]);
+            let at = task.index * NORM_ROWS * n..task.index * NORM_ROWS * n + dx.len();
+            self.isa.run(RmsNormGrad { x: &xs[at.clone()], w, eps, dy: &dys[at], dx, dw });
         });
+        drop(outs);
         if let Some(dw) = dw {
-            let sums = self.arena.f32s_mut(op, dw)?;
-            for (x, dy) in xs.chunks_exact(n).zip(dys.chunks_exact(n)) {
-                let r = inverse(x);
-                sums.iter_mut().zip(x.iter().zip(dy)).for_each(|(s, (x, d))| *s += x * r * d);
+            let dw = self.arena.f32s_mut(op, dw)?;
+            for sum in sums.chunks_exact(n) {
+                dw.iter_mut().zip(sum).for_each(|(s, v)| *s += v);
             }
         }
         Ok(dx)
@@ -264,9 +264,10 @@ impl Grad for Cpu {
             }
         });
         let mut dw = self.arena.alloc(routing.weights.shape, DType::F32);
-        for (s, d) in self.arena.f32s_mut(op, &mut dw)?.iter_mut().enumerate() {
-            *d = ys[s * dim..(s + 1) * dim].iter().zip(of(s)).map(|(y, d)| y * d).sum();
-        }
+        let n = Self::grain(weights.len(), dim);
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut dw)?, n, |first, out| {
+            self.isa.run(Dots { a: &ys[first * dim..], b: douts, dim, first, sharing: top_k, out });
+        });
         Ok((dy, dw))
     }
 
@@ -314,17 +315,31 @@ impl Grad for Cpu {
             format!("{rows} targets and weights")
         })?;
         check::below(op, "targets", targets, vocab)?;
-        let mut d = self.arena.from_f32(logits.shape, self.arena.f32s(op, logits)?)?;
+        let zs = self.arena.f32s(op, logits)?;
+        let mut d = self.arena.alloc(logits.shape, DType::F32);
         let losses: Vec<Mutex<f64>> = (0..rows).map(|_| Mutex::new(0.0)).collect();
         let n = Self::grain(rows, 16 * vocab);
-        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut d)?, n * vocab, |first, z| {
-            for (i, logits) in z.chunks_exact_mut(vocab).enumerate() {
+        self.pool.chunks_mut(self.arena.f32s_mut(op, &mut d)?, n * vocab, |first, d| {
+            for (i, d) in d.chunks_exact_mut(vocab).enumerate() {
                 let t = first / vocab + i;
-                let loss = self.isa.run(CrossEntropy { logits, target: targets[t] as usize, weight: weights[t] });
+                let logits = &zs[t * vocab..(t + 1) * vocab];
+                let loss = self.isa.run(CrossEntropy { logits, target: targets[t] as usize, weight: weights[t], d });
                 *lock(&losses[t]) = loss;
             }
         });
         Ok((losses.iter().map(|l| *lock(l)).sum(), d))
+    }
+
+    fn squares(&self, x: &Tensor) -> Result<f64> {
+        self.squares_of(x)
+    }
+
+    fn adamw(&self, updates: &mut [Update<'_>], rule: &AdamW, at: Stride) -> Result<()> {
+        self.adamw_step(updates, rule, at)
+    }
+
+    fn muon(&self, updates: &mut [Update<'_>], rule: &Muon, at: Stride) -> Result<()> {
+        self.muon_step(updates, rule, at)
     }
 }
 

@@ -22,6 +22,7 @@ mod gemm;
 mod grad;
 mod kernels;
 mod matrix;
+mod optim;
 mod pack;
 mod picture;
 mod product;

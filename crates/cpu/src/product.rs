@@ -84,6 +84,13 @@ impl Order {
     }
 }
 
+impl Order {
+    /// The row that each sorted slot reads, of an input whose rows are shared by so many slots.
+    pub(crate) fn rows(&self, sharing: usize) -> Vec<usize> {
+        self.slots.iter().map(|s| s / sharing).collect()
+    }
+}
+
 impl Cpu {
     /// `outs[p][t] = x[t]·Wᵀ + b` for every projection p and row t of band b with `parts[p].each[experts[b]]`.
     #[allow(clippy::too_many_arguments)]
@@ -228,11 +235,7 @@ impl Cpu {
             outs.push(self.arena.alloc(Shape::matrix(x.rows(), p.each.rows), DType::F32));
             parts.push(Part { each: &self.held(op, &p.each)?.each, rows: p.each.rows, bias: None });
         }
-        let (cols, bands, experts) = (x.cols(), &order.bands, &order.experts);
-        match self.training {
-            Some(products) => self.trained_products(op, products, xs, cols, bands, experts, &parts, &mut outs)?,
-            None => self.products(op, &self.coarse, xs, cols, bands, experts, &parts, &mut outs)?,
-        }
+        self.products(op, &self.coarse, xs, x.cols(), &order.bands, &order.experts, &parts, &mut outs)?;
         Ok(outs)
     }
 

@@ -3,8 +3,9 @@
 //! `d<x>` is the derivative of the loss by x. Each function stands beside the formula that it comes from.
 
 use super::attend::softmax;
-use super::dot;
 use super::route::scores;
+use super::{dot, widen};
+use crate::optim::Muon;
 use crate::{AttendSpec, Mask, RopeLayout, RouteSpec, Score};
 
 /// Of `y = x·r·w` with `r = 1/√(mean x² + eps)`: `dx = r·(w dy) − x·r³/n·Σ(x w dy)`, `dw = Σ_t x r dy`.
@@ -116,6 +117,36 @@ pub fn cross_entropy(logits: &mut [f64], target: usize) -> f64 {
 }
 
 /// Every formula against central differences of the operation itself, in f64.
+/// Newton–Schulz iterations from a matrix `[rows, cols]` towards its orthogonal factor (see [`Muon::iterations`]).
+pub fn orthogonal(iterations: usize, rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
+    let [a, b, c] = Muon::QUINTIC.map(f64::from);
+    let transpose =
+        |x: &[f64], n: usize| -> Vec<f64> { (0..n).flat_map(|j| x.iter().copied().skip(j).step_by(n)).collect() };
+    // `[n, k] · [m, k]ᵀ`.
+    let product = |x: &[f64], y: &[f64], k: usize| -> Vec<f64> {
+        x.chunks_exact(k).flat_map(|x| y.chunks_exact(k).map(|y| dot(x, y))).collect()
+    };
+    let mut x = widen(x);
+    let norm = x.iter().map(|v| v * v).sum::<f64>().sqrt() + 1e-7;
+    x.iter_mut().for_each(|v| *v /= norm);
+    let k = rows.max(cols);
+    if rows > cols {
+        x = transpose(&x, cols);
+    }
+    for _ in 0..iterations {
+        let n = x.len() / k;
+        let squared = product(&x, &x, k);
+        let fourth = product(&squared, &squared, n);
+        let mix: Vec<f64> = squared.iter().zip(&fourth).map(|(s, f)| b * s + c * f).collect();
+        let moved = product(&mix, &transpose(&x, k), n);
+        x.iter_mut().zip(moved).for_each(|(x, y)| *x = a * *x + y);
+    }
+    if rows > cols {
+        x = transpose(&x, k);
+    }
+    x.into_iter().map(|v| v as f32).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{attend as forward_attend, rows};

@@ -1,6 +1,7 @@
 //! [`Grad`] for the reference backend: opens tensors, checks shapes, calls the functions of [`super::grad`].
 
 use super::{Reference, decoded, dot, grad};
+use crate::optim::{AdamW, Muon, Stride, Update};
 use crate::{
     AttendSpec, DType, Error, Experts, Grad, KvView, Resident, ResidentExperts, Result, RopeLayout, RouteSpec, Routing,
     Shape, Spans, Tensor, check,
@@ -239,5 +240,30 @@ impl Grad for Reference {
             row.iter_mut().for_each(|d| *d *= f64::from(w));
         }
         Ok((loss, self.close(logits.shape, z)?))
+    }
+
+    fn squares(&self, x: &Tensor) -> Result<f64> {
+        Ok(self.open("squares", x)?.iter().map(|v| v * v).sum())
+    }
+
+    fn adamw(&self, updates: &mut [Update<'_>], rule: &AdamW, at: Stride) -> Result<()> {
+        for u in updates {
+            rule.step(at, u.values, self.arena.f32s("adamw", u.grad)?, u.m, u.v);
+        }
+        Ok(())
+    }
+
+    fn muon(&self, updates: &mut [Update<'_>], rule: &Muon, at: Stride) -> Result<()> {
+        for u in updates {
+            let n = u.rows * u.cols;
+            let grads = self.arena.f32s("muon", u.grad)?.chunks_exact(n);
+            for ((w, g), m) in u.values.chunks_exact_mut(n).zip(grads).zip(u.m.chunks_exact_mut(n)) {
+                let mut look = vec![0.0; n];
+                rule.look(at, g, m, &mut look);
+                let x = grad::orthogonal(rule.iterations, u.rows, u.cols, &look);
+                rule.apply(at, (u.rows, u.cols), w, &x);
+            }
+        }
+        Ok(())
     }
 }

@@ -69,35 +69,64 @@ impl Word for Pair {
     }
 }
 
-/// A matrix read with strides, of which one is 1: element (i, j) is `data[i × row + j × col]`.
+/// A matrix whose rows (or columns: `along` is false) lie in memory one by one, `stride` apart, perhaps in another order.
 #[derive(Clone, Copy)]
 pub(crate) struct Strided<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) row: usize,
-    pub(crate) col: usize,
+    data: &'a [f32],
+    stride: usize,
+    /// Whether neighbours in memory are neighbours in a row.
+    along: bool,
+    /// Which row of memory row i is; `None`: i.
+    places: Option<&'a [usize]>,
 }
 
 impl<'a> Strided<'a> {
     /// A row-major matrix of `cols` columns.
     pub(crate) fn rows(data: &'a [f32], cols: usize) -> Self {
-        Strided { data, row: cols, col: 1 }
+        Strided { data, stride: cols, along: true, places: None }
+    }
+
+    /// The rows `places` of a row-major matrix of `cols` columns.
+    pub(crate) fn picked(data: &'a [f32], cols: usize, places: &'a [usize]) -> Self {
+        Strided { data, stride: cols, along: true, places: Some(places) }
     }
 
     /// Its transpose.
     pub(crate) fn transposed(self) -> Self {
-        Strided { row: self.col, col: self.row, ..self }
+        Strided { along: !self.along, ..self }
+    }
+
+    /// What lies below the first `rows` rows.
+    pub(crate) fn below(self, rows: usize) -> Self {
+        debug_assert!(self.along, "invariant: only a matrix of rows is cut");
+        match self.places {
+            Some(p) => Strided { places: Some(&p[rows..]), ..self },
+            None => Strided { data: &self.data[rows * self.stride..], ..self },
+        }
+    }
+
+    /// Memory from row `i` of memory, element `j` on.
+    #[inline(always)]
+    fn from(&self, i: usize, j: usize) -> &'a [f32] {
+        &self.data[self.places.map_or(i, |p| p[i]) * self.stride + j..]
+    }
+
+    /// Element (i, j).
+    #[cfg(test)]
+    pub(crate) fn get(&self, i: usize, j: usize) -> f32 {
+        if self.along { self.from(i, j)[0] } else { self.from(j, i)[0] }
     }
 
     /// The words of columns `k` (numbers) of at most sixteen rows from `first` on: word u of row `first + l` at `out[u × stride + l]`.
     /// Sixteen are always written; those beyond `rows` mean nothing.
     #[inline(always)]
     fn pack<S: Simd, W: Word>(self, s: S, first: usize, rows: usize, k: Range<usize>, out: &mut [u32], stride: usize) {
-        if self.col == 1 {
+        if self.along {
             for (block, from) in k.clone().step_by(LANES * W::NUMBERS).enumerate() {
                 let n = (LANES * W::NUMBERS).min(k.end - from);
                 let mut v = [s.splat_word(0); LANES];
                 for (i, v) in v.iter_mut().enumerate().take(rows) {
-                    let row = &self.data[(first + i) * self.row + from..][..n];
+                    let row = &self.from(first + i, from)[..n];
                     let (a, b) = row.split_at(n.min(LANES));
                     *v = W::along(s, load(s, a), load(s, b));
                 }
@@ -108,16 +137,18 @@ impl<'a> Strided<'a> {
             }
             return;
         }
-        debug_assert_eq!(self.row, 1, "invariant: one stride is 1");
-        let at = |k: usize| {
-            let row = &self.data[k * self.col + first..];
-            row.first_chunk().map_or_else(|| s.load_part(row), |full| s.load(full))
-        };
         for (u, from) in k.clone().step_by(W::NUMBERS).enumerate() {
-            let next = if W::NUMBERS == 2 && from + 1 < k.end { at(from + 1) } else { s.zero() };
-            s.store_words(W::across(s, at(from), next), words(&mut out[u * stride..]));
+            let a = sixteen(s, self.from(from, first));
+            let b = if W::NUMBERS == 2 && from + 1 < k.end { sixteen(s, self.from(from + 1, first)) } else { s.zero() };
+            s.store_words(W::across(s, a, b), words(&mut out[u * stride..]));
         }
     }
+}
+
+/// The first sixteen numbers, zeros behind a shorter slice's.
+#[inline(always)]
+fn sixteen<S: Simd>(s: S, x: &[f32]) -> S::F {
+    x.first_chunk().map_or_else(|| s.load_part(x), |full| s.load(full))
 }
 
 /// At most sixteen numbers, zeros behind them.

@@ -11,28 +11,110 @@ pub(crate) struct SwiGluGrad<'a> {
     pub(crate) dup: &'a mut [f32],
 }
 
+/// Derivatives by gate and up.
+#[inline(always)]
+fn swiglu_back<S: Simd>(s: S, g: S::F, u: S::F, dy: S::F) -> (S::F, S::F) {
+    let one = s.splat(1.0);
+    let sigma = s.div(one, s.add(one, s.exp(s.sub(s.zero(), g))));
+    let slope = s.mul(sigma, s.fma(g, s.sub(one, sigma), one));
+    (s.mul(s.mul(u, slope), dy), s.mul(s.mul(g, sigma), dy))
+}
+
 impl Kernel for SwiGluGrad<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let one = s.splat(1.0);
-        let outs = self.dgate.chunks_mut(LANES).zip(self.dup.chunks_mut(LANES));
-        let ins = self.gate.chunks(LANES).zip(self.up.chunks(LANES)).zip(self.dy.chunks(LANES));
-        for ((dg, du), ((g, u), dy)) in outs.zip(ins) {
-            let (g, u, dy) = (s.load_part(g), s.load_part(u), s.load_part(dy));
-            let sigma = s.div(one, s.add(one, s.exp(s.sub(s.zero(), g))));
-            let slope = s.mul(sigma, s.fma(g, s.sub(one, sigma), one));
-            s.store_part(s.mul(s.mul(u, slope), dy), dg);
-            s.store_part(s.mul(s.mul(g, sigma), dy), du);
+        let (g16, g_tail) = self.gate.as_chunks::<LANES>();
+        let (u16, u_tail) = self.up.as_chunks::<LANES>();
+        let (dy16, dy_tail) = self.dy.as_chunks::<LANES>();
+        let (dg16, dg_tail) = self.dgate.as_chunks_mut::<LANES>();
+        let (du16, du_tail) = self.dup.as_chunks_mut::<LANES>();
+        for (((g, u), dy), (dg, du)) in g16.iter().zip(u16).zip(dy16).zip(dg16.iter_mut().zip(du16)) {
+            let (a, b) = swiglu_back(s, s.load(g), s.load(u), s.load(dy));
+            s.store(a, dg);
+            s.store(b, du);
+        }
+        let (a, b) = swiglu_back(s, s.load_part(g_tail), s.load_part(u_tail), s.load_part(dy_tail));
+        s.store_part(a, dg_tail);
+        s.store_part(b, du_tail);
+    }
+}
+
+/// Of `x·r·w` with `r = 1/√(mean x² + eps)`: `dx = r·(w dy) − x·r³/n·Σ(x w dy)`, row by row, and `dw += Σ x r dy`.
+pub(crate) struct RmsNormGrad<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) w: &'a [f32],
+    pub(crate) eps: f32,
+    pub(crate) dy: &'a [f32],
+    pub(crate) dx: &'a mut [f32],
+    pub(crate) dw: &'a mut [f32],
+}
+
+impl Kernel for RmsNormGrad<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let n = self.w.len();
+        let (w16, w_tail) = self.w.as_chunks::<LANES>();
+        let rows = self.x.chunks_exact(n).zip(self.dy.chunks_exact(n)).zip(self.dx.chunks_exact_mut(n));
+        for ((x, dy), dx) in rows {
+            let ((x16, x_tail), (dy16, dy_tail)) = (x.as_chunks::<LANES>(), dy.as_chunks::<LANES>());
+            let (x_tail, dy_tail, w_tail) = (s.load_part(x_tail), s.load_part(dy_tail), s.load_part(w_tail));
+            let mut squares = s.mul(x_tail, x_tail);
+            let mut along = s.mul(s.mul(x_tail, w_tail), dy_tail);
+            for ((x, dy), w) in x16.iter().zip(dy16).zip(w16) {
+                let x = s.load(x);
+                squares = s.fma(x, x, squares);
+                along = s.fma(s.mul(x, s.load(w)), s.load(dy), along);
+            }
+            let r = 1.0 / (s.sum(squares) / n as f32 + self.eps).sqrt();
+            let back = s.splat(-(r * r * r / n as f32 * s.sum(along)));
+            let r = s.splat(r);
+            let ((dx16, dx_tail), (dw16, dw_tail)) = (dx.as_chunks_mut::<LANES>(), self.dw.as_chunks_mut::<LANES>());
+            for (((x, dy), w), (dx, dw)) in x16.iter().zip(dy16).zip(w16).zip(dx16.iter_mut().zip(dw16)) {
+                let (x, d) = (s.load(x), s.mul(r, s.load(dy)));
+                s.store(s.fma(d, s.load(w), s.mul(x, back)), dx);
+                s.store(s.fma(x, d, s.load(dw)), dw);
+            }
+            let d = s.mul(r, dy_tail);
+            s.store_part(s.fma(d, w_tail, s.mul(x_tail, back)), dx_tail);
+            s.store_part(s.fma(x_tail, d, s.load_part(dw_tail)), dw_tail);
         }
     }
 }
 
-/// One row's `−log softmax(z)[target]`, and `weight × (softmax(z) − 1[target])` in place of the logits.
+/// `out[i] = a[i]·b[(first + i) / sharing]`, rows `dim` long.
+pub(crate) struct Dots<'a> {
+    pub(crate) a: &'a [f32],
+    pub(crate) b: &'a [f32],
+    pub(crate) dim: usize,
+    pub(crate) first: usize,
+    pub(crate) sharing: usize,
+    pub(crate) out: &'a mut [f32],
+}
+
+impl Kernel for Dots<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (i, (a, out)) in self.a.chunks_exact(self.dim).zip(self.out).enumerate() {
+            let b = &self.b[(self.first + i) / self.sharing * self.dim..][..self.dim];
+            let ((a16, a_tail), (b16, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+            let mut sum = s.mul(s.load_part(a_tail), s.load_part(b_tail));
+            for (a, b) in a16.iter().zip(b16) {
+                sum = s.fma(s.load(a), s.load(b), sum);
+            }
+            *out = s.sum(sum);
+        }
+    }
+}
+
+/// One row's `−log softmax(z)[target]`, and `weight × (softmax(z) − 1[target])` into `d`.
 pub(crate) struct CrossEntropy<'a> {
-    pub(crate) logits: &'a mut [f32],
+    pub(crate) logits: &'a [f32],
     pub(crate) target: usize,
     pub(crate) weight: f32,
+    pub(crate) d: &'a mut [f32],
 }
 
 impl Kernel for CrossEntropy<'_> {
@@ -40,18 +122,34 @@ impl Kernel for CrossEntropy<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f64 {
         let at = self.logits[self.target];
-        let peak = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let (z16, z_tail) = self.logits.as_chunks::<LANES>();
+        let mut last = [f32::NEG_INFINITY; LANES];
+        last[..z_tail.len()].copy_from_slice(z_tail);
+        let mut peak = s.load(&last);
+        for z in z16 {
+            peak = s.max(peak, s.load(z));
+        }
+        let peak = s.peak(peak);
+        // Sums of some hundred terms in f32, of those in f64.
+        let (d16, d_tail) = self.d.as_chunks_mut::<LANES>();
         let mut sum = 0.0;
-        for z in self.logits.chunks_mut(LANES) {
-            let e = s.exp(s.sub(s.load_part(z), s.splat(peak)));
-            s.store_part(e, z);
-            sum += z.iter().map(|v| f64::from(*v)).sum::<f64>();
+        for (z, d) in z16.chunks(64).zip(d16.chunks_mut(64)) {
+            let mut part = s.zero();
+            for (z, d) in z.iter().zip(d) {
+                let e = s.exp(s.sub(s.load(z), s.splat(peak)));
+                s.store(e, d);
+                part = s.add(part, e);
+            }
+            sum += f64::from(s.sum(part));
         }
-        let factor = (f64::from(self.weight) / sum) as f32;
-        for z in self.logits.chunks_mut(LANES) {
-            s.store_part(s.mul(s.load_part(z), s.splat(factor)), z);
+        s.store_part(s.exp(s.sub(s.load(&last), s.splat(peak))), d_tail);
+        sum += d_tail.iter().map(|e| f64::from(*e)).sum::<f64>();
+        let factor = s.splat((f64::from(self.weight) / sum) as f32);
+        for d in d16.iter_mut() {
+            s.store(s.mul(s.load(d), factor), d);
         }
-        self.logits[self.target] -= self.weight;
+        s.store_part(s.mul(s.load_part(d_tail), factor), d_tail);
+        self.d[self.target] -= self.weight;
         f64::from(self.weight) * (f64::from(peak) + sum.ln() - f64::from(at))
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod dot;
 pub(crate) mod gemm;
 pub(crate) mod grad;
 pub(crate) mod latent;
+pub(crate) mod optim;
 pub(crate) mod packed;
 pub(crate) mod picture;
 pub(crate) mod route;
