@@ -3,12 +3,26 @@
 //! Which terminal it is comes from its environment; nothing is asked of it, so nothing can hang.
 
 use std::env::var;
-use std::io::{self, Write as _};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::Result;
-use fathom_picture::{Filter, Picture, encode_png, resize};
+use anyhow::{Context as _, Result};
+use fathom_picture::{Filter, Limits, Picture, base64, decode, encode_png, resize};
 
 use crate::term;
+
+/// Reads a picture file.
+pub(crate) fn read(path: &Path) -> Result<Arc<Picture>> {
+    let limits = Limits::default();
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut bytes = Vec::new();
+    // One byte more than allowed says enough about a file that is too long.
+    file.take(limits.bytes as u64 + 1).read_to_end(&mut bytes).with_context(|| path.display().to_string())?;
+    let picture = decode(&bytes, &limits).with_context(|| path.display().to_string())?;
+    Ok(Arc::new(picture))
+}
 
 /// Values of `--show`.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,20 +167,6 @@ fn iterm(png: &[u8]) -> String {
     format!("\x1b]1337;File=inline=1;size={};preserveAspectRatio=1:{}\x07\n", png.len(), base64(png))
 }
 
-/// RFC 4648, section 4.
-fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let word = three.iter().fold(0, |word, b| word << 8 | u32::from(*b)) << (8 * (3 - three.len()));
-        for i in 0..4 {
-            let letter = LETTERS[(word >> (18 - 6 * i)) as usize & 63] as char;
-            text.push(if i <= three.len() { letter } else { '=' });
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,13 +181,6 @@ mod tests {
         assert_eq!(with(&[("TERM", "tmux-256color"), ("TERM_PROGRAM", "iTerm.app")]), None);
         assert_eq!(with(&[("TERM", "xterm-256color"), ("COLORTERM", "truecolor")]), Some(Way::Blocks));
         assert_eq!(with(&[("TERM", "dumb")]), None);
-    }
-
-    #[test]
-    fn base64_has_the_vectors_of_its_standard() {
-        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
-            assert_eq!(base64(plain.as_bytes()), coded);
-        }
     }
 
     #[test]

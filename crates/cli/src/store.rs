@@ -101,7 +101,8 @@ impl Models {
             None => Some(name),
         };
         let (loaded, chat) = load_on(&self.device, &self.load, source, Room::Conversation, |model| {
-            Ok(ChatModel::new(&model.vocab()?)?)
+            let rows = model.spec.pictures.as_ref().map(|p| p.rows());
+            Ok(ChatModel::new(&model.vocab()?)?.seeing(rows))
         })?;
         let offer = match named {
             Some(named) => named.offer.clone(),

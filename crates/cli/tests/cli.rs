@@ -4,6 +4,7 @@ mod it {
     //! One module per group of commands.
     mod bench;
     mod chat;
+    mod convert;
     mod draw;
     pub(crate) mod fathom;
     mod logits;

@@ -6,13 +6,15 @@
 
 use std::sync::Arc;
 
+use fathom_picture::Picture;
+
 use fathom_text::{
     ChatMessage, ChatTemplate, ReasoningEvent, ReasoningParser, RenderOptions, Role, Specials, StopMatcher,
     StreamDecoder, THINK_CLOSE, THINK_OPEN, TextError, Tokenizer, ToolCall, ToolEvent, ToolForm, ToolParser,
     VocabSource,
 };
 
-use crate::request::{Drawing, Reasoning};
+use crate::request::{Drawing, Reasoning, Seen};
 use crate::{Error, Event, Finish, Flow, Priority, Request, Result, Sampling, Sink, Usage};
 
 /// What a caller may wish of an answer, besides the conversation.
@@ -36,6 +38,8 @@ pub struct TextOptions {
     pub priority: Priority,
     /// Separates the prefix caches of tenants.
     pub salt: Vec<u8>,
+    /// Pictures of the conversation, one for each [`PICTURE_MARK`] in it.
+    pub pictures: Vec<Arc<Picture>>,
     /// Text that the answer begins with, put behind the prompt. A closing think tag in it ends the reasoning.
     pub lead: String,
 }
@@ -73,6 +77,17 @@ impl Default for DrawOptions {
 
 /// The token after which a picture follows.
 const BEGIN_PICTURE: &str = "<begin_of_image>";
+
+/// The token behind a picture.
+const END_PICTURE: &str = "<end_of_image>";
+
+/// What stands for a picture in the text of a conversation.
+pub const PICTURE_MARK: &str = "<image_placeholder>";
+
+/// The text of a message with so many pictures before it, as the model's makers write it.
+pub fn with_pictures(pictures: usize, text: &str) -> String {
+    format!("{}{text}", format!("{PICTURE_MARK}\n").repeat(pictures))
+}
 
 /// What comes out of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -143,6 +158,8 @@ pub struct ChatModel {
     tokenizer: Arc<Tokenizer>,
     template: std::result::Result<Arc<ChatTemplate>, TextError>,
     marks: Option<Marks>,
+    /// Rows that a picture takes in a prompt, if the model sees.
+    picture_rows: Option<usize>,
 }
 
 /// The think tags as tokens, where each is one.
@@ -174,7 +191,18 @@ impl ChatModel {
             }
             _ => None,
         };
-        Ok(ChatModel { tokenizer: Arc::new(tokenizer), template, marks })
+        Ok(ChatModel { tokenizer: Arc::new(tokenizer), template, marks, picture_rows: None })
+    }
+
+    /// The same for a model that sees pictures, each of which takes so many rows in a prompt.
+    pub fn seeing(mut self, picture_rows: Option<usize>) -> Self {
+        self.picture_rows = picture_rows;
+        self
+    }
+
+    /// Whether the model sees pictures.
+    pub fn sees(&self) -> bool {
+        self.picture_rows.is_some()
     }
 
     /// The tokenizer.
@@ -209,7 +237,8 @@ impl ChatModel {
         prompt.text.push_str(&options.lead);
         prompt.thinking &= !options.lead.contains(THINK_CLOSE);
         let tokens = self.tokenizer.encode_prompt(&prompt.text).map_err(text_error("prompt"))?;
-        let mut request = self.request(tokens, options);
+        let (tokens, seen) = self.place_pictures(tokens, &options.pictures)?;
+        let mut request = Request { seen, ..self.request(tokens, options) };
         let reasons = template.reasons();
         request.reasoning = self.marks.as_ref().filter(|_| reasons).map(|marks| Reasoning {
             open: marks.open,
@@ -258,6 +287,38 @@ impl ChatModel {
     pub fn fill(&self, before: &str, after: &str, options: &TextOptions) -> Result<(Request, Transcriber)> {
         let tokens = self.tokenizer.encode_gap(before, after).map_err(text_error("gap to fill"))?;
         self.continue_tokens(tokens, options)
+    }
+
+    /// Makes room for pictures: a mark in the prompt becomes the token that begins a picture, placeholders for its rows, and the
+    /// token that ends it.
+    fn place_pictures(&self, tokens: Vec<u32>, pictures: &[Arc<Picture>]) -> Result<(Vec<u32>, Vec<Seen>)> {
+        let id = |token| self.tokenizer.id_of(token);
+        let refuse = |found, expected| Err(Error::Option { name: "pictures", found, expected });
+        let (Some(rows), Some(mark)) = (self.picture_rows, id(PICTURE_MARK)) else {
+            return match pictures.len() {
+                0 => Ok((tokens, Vec::new())),
+                n => refuse(n.to_string(), "none: this model does not see"),
+            };
+        };
+        let marks = tokens.iter().filter(|&&t| t == mark).count();
+        if marks != pictures.len() {
+            let found = format!("{}, where the conversation has {marks} times {PICTURE_MARK}", pictures.len());
+            return refuse(found, "one picture for each");
+        }
+        let (mut placed, mut seen) = (Vec::with_capacity(tokens.len() + marks * (rows + 1)), Vec::new());
+        let mut pictures = pictures.iter();
+        for token in tokens {
+            match (token == mark).then(|| pictures.next()).flatten() {
+                None => placed.push(token),
+                Some(picture) => {
+                    placed.extend(id(BEGIN_PICTURE));
+                    seen.push(Seen { at: placed.len(), picture: Arc::clone(picture) });
+                    placed.resize(placed.len() + rows, mark);
+                    placed.extend(id(END_PICTURE));
+                }
+            }
+        }
+        Ok((placed, seen))
     }
 
     /// The request for pictures of what `words` describe.

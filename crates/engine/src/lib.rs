@@ -28,14 +28,14 @@ pub mod session;
 pub mod speculate;
 pub mod worker;
 
-pub use chat::{ChatEvent, ChatModel, DrawOptions, Ending, TextOptions, Transcriber};
+pub use chat::{ChatEvent, ChatModel, DrawOptions, Ending, PICTURE_MARK, TextOptions, Transcriber, with_pictures};
 pub use engine::{Engine, EngineOptions, Shutdown};
 pub use error::{Error, Result};
 pub use event::{Event, Finish, Flow, Sink, Usage};
 pub use meter::{Energy, Meter};
 pub use model_runner::{ModelRunner, RunnerOptions};
 pub use prefix::Reuse;
-pub use request::{Drawing, Id, Priority, Reasoning, Request};
+pub use request::{Drawing, Id, Priority, Reasoning, Request, Seen};
 pub use runner::{PictureInfo, Runner, RunnerInfo, StepOutput};
 pub use sampler::{Sampler, Sampling};
 pub use scheduler::ScheduleOptions;

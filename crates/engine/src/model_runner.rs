@@ -97,6 +97,10 @@ impl Runner for ModelRunner {
         Ok(self.kv.copy_block(&*self.decoder.backend, from, to, tokens)?)
     }
 
+    fn see(&mut self, picture: &Picture) -> Result<Tensor> {
+        Ok(self.decoder.see(picture)?)
+    }
+
     fn paint(&mut self, ids: &[u32]) -> Result<Picture> {
         let info = self.info.pictures.expect("invariant: only a model that draws is asked to paint");
         let b = &*self.decoder.backend;

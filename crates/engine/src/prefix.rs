@@ -63,7 +63,7 @@ impl Cache {
         self.items.clear();
         self.items.extend((from..to).map(|i| {
             let generated = forms && i >= sequence.prompt();
-            u64::from(sequence.tokens()[i]) | u64::from(generated) << 32
+            sequence.item(i) | u64::from(generated) << 32
         }));
     }
 

@@ -1,5 +1,9 @@
 //! What a caller asks for. Everything is checked before it is queued, so the engine thread never meets a bad request.
 
+use std::sync::Arc;
+
+use fathom_picture::Picture;
+
 use crate::{Error, Result, RunnerInfo, Sampling};
 
 /// Name of a submitted request, unique in its engine.
@@ -29,6 +33,15 @@ pub struct Reasoning {
     pub budget: Option<usize>,
     /// Tokens that end the reasoning when the budget is spent: `close`, and what the model writes after it.
     pub closing: Vec<u32>,
+}
+
+/// A picture in a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// Position of the first of its rows, where the prompt holds placeholders.
+    pub at: usize,
+    /// The picture, as large as it came.
+    pub picture: Arc<Picture>,
 }
 
 /// A request for pictures instead of text.
@@ -68,6 +81,8 @@ pub struct Request {
     pub reasoning: Option<Reasoning>,
     /// Who goes first.
     pub priority: Priority,
+    /// Pictures in the prompt, in order.
+    pub seen: Vec<Seen>,
     /// Pictures to draw instead of text.
     pub drawing: Option<Drawing>,
     /// Sequences share cached prefixes only if their salts are equal: tenant, adapter.
@@ -87,6 +102,7 @@ impl Request {
             prompt_logprobs: None,
             reasoning: None,
             priority: Priority::default(),
+            seen: Vec::new(),
             drawing: None,
             salt: Vec::new(),
         }
@@ -121,6 +137,19 @@ impl Request {
             if let Some(n) = n.filter(|&n| n > vocab) {
                 return Err(Error::Option { name, found: n.to_string(), expected: "at most the vocabulary" });
             }
+        }
+        let mut from = 0;
+        for seen in &self.seen {
+            let Some(pictures) = info.pictures else {
+                let found = "a picture".to_owned();
+                return Err(Error::Option { name: "prompt", found, expected: "only text: this model does not see" });
+            };
+            let end = seen.at.checked_add(pictures.seen_rows);
+            if seen.at < from || end.is_none_or(|end| end >= prompt_tokens) {
+                let found = format!("at {} in a prompt of {prompt_tokens} tokens", seen.at);
+                return Err(Error::Option { name: "picture", found, expected: "rows of its own before the last" });
+            }
+            from = seen.at + pictures.seen_rows;
         }
         if let Some(drawing) = &self.drawing {
             return self.check_drawing(drawing, info);

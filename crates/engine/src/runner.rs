@@ -4,6 +4,7 @@
 //! and knows nothing of requests. Two implementations: [`ModelRunner`](crate::ModelRunner) over real weights,
 //! [`ScriptedRunner`](crate::ScriptedRunner) without any, for tests.
 
+use fathom_core::Tensor;
 use fathom_model::Batch;
 use fathom_picture::Picture;
 
@@ -138,6 +139,17 @@ pub trait Runner: Send {
     /// # Panics
     /// If [`RunnerInfo::drafts`] is false.
     fn draft(&mut self, batch: &Batch, rows: &[u32], out: &mut StepOutput) -> Result<()>;
+
+    /// A picture's rows as they enter the decoder, `[seen_rows, dim]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If the model sees no pictures.
+    fn see(&mut self, picture: &Picture) -> Result<Tensor> {
+        panic!("invariant: only a model that sees is shown {picture:?}")
+    }
 
     /// The picture of `ids`, whole rows of [`PictureInfo::grid`] ids.
     ///

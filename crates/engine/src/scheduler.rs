@@ -5,8 +5,11 @@
 //! out, the last in rank is preempted and computed again later, to the same tokens. What a row computes depends on
 //! neither the chunks nor the neighbours, so nothing here changes any text.
 
-use fathom_core::LatentForm;
-use fathom_model::{Batch, Logits};
+use fathom_core::{LatentForm, Tensor};
+use fathom_model::{Batch, Input, Logits};
+use fathom_picture::Picture;
+
+use crate::Result;
 
 use crate::blocks::{BlockPool, Copy};
 use crate::drawing::Easel;
@@ -127,6 +130,30 @@ impl Scheduler {
     /// The same, for what is not a sequence.
     pub fn pool_mut(&mut self) -> &mut BlockPool {
         self.cache.pool_mut()
+    }
+
+    /// Puts the rows of pictures into the step that was planned last; `see` makes them where nobody has yet.
+    ///
+    /// # Errors
+    /// If `see` fails.
+    pub fn show(&mut self, mut see: impl FnMut(&Picture) -> Result<Tensor>) -> Result<()> {
+        for part in &self.step.segments {
+            let positions = part.start..part.start + part.rows;
+            let sequence = &mut self.running[part.sequence];
+            for seen in &mut sequence.seen {
+                let (from, to) = (positions.start.max(seen.at.start), positions.end.min(seen.at.end));
+                if from < to {
+                    let rows = match &seen.rows {
+                        Some(rows) => rows,
+                        None => seen.rows.insert(see(&seen.picture)?),
+                    };
+                    let of = from - seen.at.start..to - seen.at.start;
+                    let row = part.row + from - part.start;
+                    self.step.batch.inputs.push((row..row + of.len(), Input::Rows(rows.clone(), of)));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Lets drawings add their rows to the step that was planned last. Returns whether there are any to work on.

@@ -4,17 +4,34 @@
 //! verify and resumption after preemption are all the same thing: known tokens that are not computed yet.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
+use fathom_core::Tensor;
 use fathom_core::rng::Rng;
+use fathom_picture::Picture;
+use sha2::{Digest as _, Sha256};
 
 use crate::Result;
-use crate::blocks::{BlockTable, Chain};
+use crate::blocks::{BlockTable, Chain, Item};
 use crate::event::{Event, Finish, Flow, Sink, Usage};
 use crate::meter::Account;
-use crate::request::{Id, Priority, Request};
+use crate::request::{Id, Priority, Request, Seen};
+use crate::runner::RunnerInfo;
 use crate::sampler::History;
 use crate::speculate::Record;
+
+/// The rows of a picture in a prompt.
+pub struct SeenRows {
+    /// Where they stand.
+    pub at: Range<usize>,
+    /// What tells the picture from others.
+    item: Item,
+    /// The picture.
+    pub picture: Arc<Picture>,
+    /// The rows as they enter the decoder, once they are computed.
+    pub rows: Option<Tensor>,
+}
 
 /// See the module.
 pub struct Sequence {
@@ -22,6 +39,8 @@ pub struct Sequence {
     pub id: Id,
     /// What was asked for. Its prompt has moved to the tokens.
     pub request: Request,
+    /// Pictures in the prompt.
+    pub seen: Vec<SeenRows>,
     /// Prompt, answer, and behind these the drafts to verify.
     tokens: Vec<u32>,
     /// How many of the tokens are the prompt's.
@@ -66,10 +85,25 @@ pub struct Sequence {
     first_token: Option<Instant>,
 }
 
+impl SeenRows {
+    fn new(seen: Seen, rows: usize) -> Self {
+        let Picture { width, height, rgb } = &*seen.picture;
+        let mut hash = Sha256::new();
+        [*width, *height].iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
+        hash.update(rgb);
+        let hash = hash.finalize();
+        let item = u64::from_le_bytes(hash[..8].try_into().expect("invariant: eight bytes"));
+        // Tokens fill the lower half, so the highest bit tells pictures from them.
+        SeenRows { at: seen.at..seen.at + rows, item: item | 1 << 63, picture: seen.picture, rows: None }
+    }
+}
+
 impl Sequence {
-    /// A checked request, ready to wait. `seed` is used if the request names none; `longest` is
-    /// [`RunnerInfo::longest`](crate::RunnerInfo::longest).
-    pub fn new(id: Id, mut request: Request, sink: Box<dyn Sink>, seed: u64, vocab: usize, longest: usize) -> Self {
+    /// A checked request, ready to wait. `seed` is used if the request names none.
+    pub fn new(id: Id, mut request: Request, sink: Box<dyn Sink>, seed: u64, info: &RunnerInfo) -> Self {
+        let (vocab, longest) = (info.vocab, info.longest());
+        let rows = info.pictures.map_or(0, |p| p.seen_rows);
+        let seen = std::mem::take(&mut request.seen).into_iter().map(|s| SeenRows::new(s, rows)).collect();
         let mut tokens = std::mem::take(&mut request.prompt);
         let prompt = tokens.len();
         let limit = prompt.saturating_add(request.max_tokens.unwrap_or(usize::MAX)).min(longest);
@@ -83,6 +117,7 @@ impl Sequence {
             chains: vec![Chain::root(&request.salt)],
             usage: Usage { prompt, ..Usage::default() },
             request,
+            seen,
             tokens,
             prompt,
             known: prompt,
@@ -110,6 +145,12 @@ impl Sequence {
     /// Prompt and answer.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens[..self.known]
+    }
+
+    /// What stands at a position, as far as the prefix cache must know: pictures take the places of equal tokens.
+    pub fn item(&self, position: usize) -> Item {
+        let seen = self.seen.iter().find(|s| s.at.contains(&position));
+        seen.map_or_else(|| self.tokens[position].into(), |s| s.item)
     }
 
     /// Prompt, answer and drafts.

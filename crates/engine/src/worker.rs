@@ -154,7 +154,7 @@ impl Worker {
             self.easel.add(Sketch::new(id, request, drawing, pictures, sink, seed));
             return Ok(());
         }
-        self.scheduler.add(Sequence::new(id, request, sink, seed, info.vocab, info.longest()));
+        self.scheduler.add(Sequence::new(id, request, sink, seed, info));
         Ok(())
     }
 
@@ -194,6 +194,7 @@ impl Worker {
         self.sweep();
         let budget = self.budget();
         self.scheduler.plan(budget);
+        self.scheduler.show(|picture| self.runner.see(picture))?;
         let draws = self.scheduler.place(&mut self.easel);
         let step = self.scheduler.step();
         if step.batch.is_empty() && !draws {

@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use fathom_core::reference::Reference;
-use fathom_core::{Backend, DType, LatentForm, Precision};
+use fathom_core::{Backend, DType, LatentForm, Precision, Shape, Tensor};
 use fathom_cpu::{Cpu, CpuOptions};
 use fathom_engine::{
     ChatModel, DrawOptions, Event, Finish, Flow, Id, Meter, ModelRunner, Request, Runner, RunnerOptions, Sampling,
-    StepOutput, Worker, WorkerOptions,
+    Seen, StepOutput, TextOptions, Worker, WorkerOptions, with_pictures,
 };
-use fathom_model::{Batch, Logits, Model, Options};
+use fathom_model::picture::{picture, prepare, values};
+use fathom_model::{Batch, Input, Logits, Model, NoProbe, Options, Probe};
 use fathom_picture::Picture;
+use fathom_text::{ChatMessage, RenderOptions, Role};
 use safetensors::SafeTensors;
 
 fn dir() -> PathBuf {
@@ -122,6 +124,192 @@ fn request(options: &DrawOptions) -> Request {
 
 fn greedy() -> DrawOptions {
     DrawOptions { sampling: Sampling::default(), ..DrawOptions::default() }
+}
+
+/// `found` is `golden` within `bound`, element by element, and within 1e-5 (exact) of its size on the whole.
+#[track_caller]
+fn close(device: &Device, what: &str, found: &[f32], golden: &[f32], bound: f32) {
+    assert_eq!(found.len(), golden.len(), "{what}");
+    let (mut error, mut power) = (0.0, 0.0);
+    for (a, b) in found.iter().zip(golden) {
+        error += f64::from(a - b).powi(2);
+        power += f64::from(*b).powi(2);
+        assert!(device.name == "cpu, fast" || (a - b).abs() <= bound, "{}, {what}: {a} {b}", device.name);
+    }
+    let rms = (error / power).sqrt();
+    let most = if device.name == "cpu, fast" { 0.03 } else { 1e-5 };
+    assert!(rms <= most, "{}, {what}: rms {rms:e}", device.name);
+}
+
+fn read(b: &dyn Backend, t: &Tensor) -> Vec<f32> {
+    let mut values = vec![0.0; t.shape.numel()];
+    b.read(t, &mut values).unwrap();
+    values
+}
+
+/// Recorded `[pictures, channels, height, width]` as `[pictures, height, width, channels]`.
+fn channels_last(values: &[f32], channels: usize, pixels: usize) -> Vec<f32> {
+    let one = |p: &[f32]| (0..pixels * channels).map(|i| p[i % channels * pixels + i / channels]).collect::<Vec<_>>();
+    values.chunks_exact(channels * pixels).flat_map(one).collect()
+}
+
+fn image(n: usize) -> Arc<Picture> {
+    let bytes = std::fs::read(dir().join(format!("image_{n}.png"))).unwrap();
+    Arc::new(fathom_picture::decode(&bytes, &fathom_picture::Limits::default()).unwrap())
+}
+
+#[test]
+fn pictures_are_prepared_as_the_makers_do() {
+    let spec = model().spec.pictures.unwrap();
+    for n in 0..5 {
+        let wanted = channels_last(&golden(&format!("preprocess.{n}.original")), 3, 24 * 24);
+        let found = values(&prepare(&image(n), &spec), &spec.pixels);
+        let worst = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-6, "image {n}: {worst}");
+    }
+}
+
+/// Notes what the tower announces.
+struct Notes(Vec<(Option<usize>, Vec<f32>)>);
+
+impl Probe for Notes {
+    fn tap(&mut self, layer: Option<usize>, _: &'static str, b: &dyn Backend, x: &Tensor) -> fathom_core::Result<()> {
+        self.0.push((layer, read(b, x)));
+        Ok(())
+    }
+}
+
+#[test]
+fn the_tower_sees_what_was_recorded() {
+    for device in devices() {
+        let decoder = model().load(Arc::clone(&device.backend), &mut |_, _| {}).unwrap();
+        let (b, pictures) = (&*device.backend, decoder.pictures());
+        let pixels = channels_last(&golden("vision.pixel_values"), 3, 24 * 24);
+        let x = b.tensor(Shape::new(&[1, 24, 24, 3]), &pixels).unwrap();
+        let mut notes = Notes(Vec::new());
+        let features = pictures.tower.probed(b, &x, &mut notes).unwrap();
+        for (layer, values) in &notes.0 {
+            let name = layer.map_or("vision.patch_plus_pos".to_owned(), |n| format!("vision.layer.{n}"));
+            close(&device, &name, values, &golden(&name), 5e-5);
+        }
+        assert_eq!(notes.0.len(), 3);
+        close(&device, "features", &read(b, &features), &golden("vision.last_hidden"), 5e-5);
+        let aligned = pictures.aligner.forward(b, &features).unwrap();
+        close(&device, "aligned", &read(b, &aligned), &golden("vision.aligned"), 5e-5);
+    }
+}
+
+/// Where the placeholders of pictures stand.
+fn places(tokens: &[u32]) -> Vec<usize> {
+    (0..tokens.len()).filter(|&i| tokens[i] == 379 && (i == 0 || tokens[i - 1] != 379)).collect()
+}
+
+#[test]
+fn understanding_has_the_recorded_logits() {
+    let one = channels_last(&golden("vision.pixel_values"), 3, 24 * 24);
+    let two = channels_last(&golden("understand2.pixel_values"), 3, 24 * 24);
+    for device in devices() {
+        let decoder = model().load(Arc::clone(&device.backend), &mut |_, _| {}).unwrap();
+        let b = &*device.backend;
+        for (name, pixels) in [("text_only", &[][..]), ("understand", &one), ("understand2", &two)] {
+            let tokens = ids(&format!("{name}.input_ids"));
+            let places = places(&tokens);
+            let mut batch = Batch::new(64);
+            batch.push(&tokens, 0, &[0, 1], LatentForm::Plain, Logits::All);
+            assert_eq!(places.len(), pixels.len() / (24 * 24 * 3));
+            if !places.is_empty() {
+                let x = b.tensor(Shape::new(&[places.len(), 24, 24, 3]), pixels).unwrap();
+                let rows = decoder.pictures().see(b, &x).unwrap();
+                for (i, &at) in places.iter().enumerate() {
+                    batch.inputs.push((at..at + 36, Input::Rows(rows.clone(), i * 36..(i + 1) * 36)));
+                }
+            }
+            let mut kv = decoder.kv_pool(2, device.kv).unwrap();
+            let h = decoder.trunk(decoder.inputs(&batch).unwrap(), &batch, &mut kv, &mut NoProbe).unwrap();
+            let logits = read(b, &decoder.head(&h).unwrap());
+            close(&device, name, &logits, &golden(&format!("{name}.logits")), 2e-4);
+        }
+    }
+}
+
+#[test]
+fn a_picture_is_described_as_recorded() {
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(dir().join("golden.json")).unwrap()).unwrap();
+    let wanted: Vec<u32> =
+        json["understand_greedy24"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect();
+    let model = model();
+    let chat = ChatModel::new(&model.vocab().unwrap()).unwrap().seeing(Some(36));
+    let options = |pictures| TextOptions { pictures, max_tokens: Some(24), ignore_end: true, ..TextOptions::default() };
+    let ask = |n: usize| {
+        let message = ChatMessage::new(Role::User, with_pictures(1, "What is it?"));
+        chat.chat(&[message], &RenderOptions::default(), &options(vec![image(n)])).unwrap().0
+    };
+    let which = (0..5).find(|&n| {
+        let spec = model.spec.pictures.as_ref().unwrap();
+        let found = values(&prepare(&image(n), spec), &spec.pixels);
+        let golden = channels_last(&golden("vision.pixel_values"), 3, 24 * 24);
+        found.iter().zip(&golden).all(|(a, b)| (a - b).abs() < 1e-5)
+    });
+    let which = which.expect("one of the pictures is the described one");
+    let recorded = ids("understand.input_ids");
+    let request = ask(which);
+    println!("{:?}\n{:?}", request.prompt, recorded);
+    for device in &devices()[..2] {
+        let seen = places(&recorded).into_iter().map(|at| Seen { at, picture: image(which) }).collect();
+        let request = Request { seen, max_tokens: Some(24), ..Request::new(recorded.clone()) };
+        let drawn = &draw(&mut worker(device), &[request])[0];
+        assert_eq!(drawn.tokens, wanted, "{}", device.name);
+    }
+}
+
+#[test]
+fn two_pictures_are_two_prefixes() {
+    let device = &devices()[1];
+    let tokens = ids("understand.input_ids");
+    let at = places(&tokens)[0];
+    let ask = |n: usize| {
+        let seen = vec![Seen { at, picture: image(n) }];
+        Request { seen, max_tokens: Some(12), ..Request::new(tokens.clone()) }
+    };
+    let alone: Vec<Vec<u32>> = (0..3).map(|n| draw(&mut worker(device), &[ask(n)])[0].tokens.clone()).collect();
+    assert_ne!(alone[0], alone[1]);
+    let mut shared = worker(device);
+    for n in [0, 1, 0, 2, 1, 0] {
+        assert_eq!(draw(&mut shared, &[ask(n)])[0].tokens, alone[n], "picture {n}");
+    }
+    assert!(shared.stats().cached_tokens > 0, "the same picture is found again");
+}
+
+#[test]
+fn pictures_become_the_recorded_codes() {
+    let pixels = channels_last(&golden("vq.encode_pixels"), 3, 24 * 24);
+    for device in &devices()[..2] {
+        let decoder = model().load(Arc::clone(&device.backend), &mut |_, _| {}).unwrap();
+        let (b, codec) = (&*device.backend, &decoder.pictures().codec);
+        let x = b.tensor(Shape::new(&[2, 24, 24, 3]), &pixels).unwrap();
+        let latent = read(b, &codec.latent(b, &x).unwrap());
+        close(device, "latent", &latent, &channels_last(&golden("vq.encode_latent"), 8, 36), 5e-5);
+        assert_eq!(codec.encode(b, &x).unwrap(), ids("vq.encode_codes_original_l2"), "{}", device.name);
+    }
+}
+
+#[test]
+fn codes_become_the_recorded_pixels() {
+    for device in devices() {
+        let decoder = model().load(Arc::clone(&device.backend), &mut |_, _| {}).unwrap();
+        let b = &*device.backend;
+        let x = decoder.pictures().codec.decode(b, &ids("vq.codes"), 6, 6).unwrap();
+        let found = read(b, &x);
+        close(&device, "pixels", &found, &channels_last(&golden("vq.decoded"), 3, 24 * 24), 5e-5);
+        let bytes = golden("vq.decoded_u8");
+        for (one, wanted) in found.chunks_exact(24 * 24 * 3).zip(bytes.chunks_exact(24 * 24 * 3)) {
+            let slack = if device.name == "cpu, fast" { 4.0 } else { 1.0 };
+            for (a, b) in picture(one, 24, 24).rgb.iter().zip(wanted) {
+                assert!((f32::from(*a) - b).abs() <= slack, "{}: {a} {b}", device.name);
+            }
+        }
+    }
 }
 
 #[test]

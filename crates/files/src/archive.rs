@@ -14,6 +14,7 @@ use serde_json::Value as Json;
 use crate::fault::{Error, Fault, Result};
 use crate::gguf::Gguf;
 use crate::metadata::Metadata;
+use crate::pickle::read_checkpoint;
 use crate::safetensors::SafeTensors;
 use crate::table::{Table, TensorInfo};
 
@@ -117,6 +118,28 @@ impl Archive {
         Ok(Archive { path: name.to_owned(), source })
     }
 
+    /// The same, and a directory whose weights are PyTorch's pickles: the one way to these, for whoever converts them. They are read by
+    /// a machine that can build tensors and nothing else.
+    ///
+    /// # Errors
+    /// As [`Archive::open`], and if a pickle wants anything else.
+    pub fn open_unsafe_kinds(path: &Path) -> Result<Archive> {
+        let pickles = if path.is_dir() && !SafeTensors::is_in(path) { pickles(path)? } else { Vec::new() };
+        if pickles.is_empty() {
+            return Archive::open(path);
+        }
+        let mut faults = crate::Faults::default();
+        let mut table = Table::default();
+        for pickle in &pickles {
+            let read = read_checkpoint(pickle, &mut table, &mut faults);
+            faults.catch(read);
+        }
+        let config = faults.catch(read_config(&path.join(CONFIG)));
+        let tensors = SafeTensors { table };
+        let source = faults.or(config.map(|config| Source::HuggingFace { dir: path.to_owned(), config, tensors }))?;
+        Ok(Archive { path: path.to_owned(), source: source.expect("invariant: without it there is a fault") })
+    }
+
     fn open_dir(dir: &Path) -> Result<Source> {
         let config = dir.join(CONFIG);
         if SafeTensors::is_in(dir) {
@@ -142,7 +165,10 @@ impl Archive {
         match &ggufs[..] {
             [one] => Ok(Source::Gguf(Box::new(Gguf::open(one)?))),
             [] if !pickles.is_empty() => {
-                let found = format!("{}: a pickle, which can run code and is never read", pickles[0].display());
+                let found = format!(
+                    "{}: a pickle, which can run code and is not read here; `fathom convert` makes a GGUF of it",
+                    pickles[0].display()
+                );
                 Err(Fault::file(dir, "safetensors or GGUF files", found).into())
             }
             [] if config.exists() => {
@@ -232,6 +258,20 @@ impl Archive {
         let path = dir.join(which.name());
         if path.exists() { read_capped(&path, which.max_bytes()).map(Some) } else { Ok(None) }
     }
+}
+
+/// The checkpoint of a directory, or its parts, in order.
+fn pickles(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
+        let path = entry.map_err(Error::io(dir, "list"))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name == "pytorch_model.bin" || (name.starts_with("pytorch_model-") && name.ends_with(".bin")) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Whether a file is a part of a split GGUF model other than the first.

@@ -15,6 +15,7 @@ mod gguf_write;
 mod map;
 mod metadata;
 mod new_file;
+mod pickle;
 pub mod safetensors;
 mod safetensors_write;
 mod table;

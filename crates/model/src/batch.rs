@@ -23,8 +23,8 @@ pub enum Logits {
 pub enum Input {
     /// Ids of a picture, which stand in place of the tokens.
     Codes,
-    /// A seen picture's rows, `[rows, dim]`.
-    Rows(Tensor),
+    /// Some of a seen picture's rows, `[rows, dim]`.
+    Rows(Tensor, Range<usize>),
 }
 
 /// Everything a forward pass needs to know about its rows. Reused from step to step.

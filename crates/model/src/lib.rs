@@ -9,6 +9,7 @@
 
 pub mod adapter;
 pub mod batch;
+pub mod convert;
 pub mod decoder;
 pub mod error;
 pub mod families;

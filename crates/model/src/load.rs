@@ -225,11 +225,17 @@ fn gguf_vocab(meta: &Metadata) -> Result<VocabSource> {
     };
     let mut lists = VocabLists::default();
     let mut source = VocabSource::new(meta.file().display().to_string(), Vocabulary::Lists(VocabLists::default()));
-    take(meta.need::<&str>("tokenizer.ggml.model").map(|v| lists.model = v.to_owned()));
-    take(meta.get::<&str>("tokenizer.ggml.pre").map(|v| lists.pre = v.unwrap_or("default").to_owned()));
-    take(meta.need::<Vec<&str>>("tokenizer.ggml.tokens").map(|v| lists.tokens = owned(v)));
-    take(meta.get::<Vec<&str>>("tokenizer.ggml.merges").map(|v| lists.merges = owned(v.unwrap_or_default())));
-    take(meta.get("tokenizer.ggml.token_type").map(|v| lists.kinds = v.unwrap_or_default()));
+    let mut whole = None;
+    take(meta.get::<&str>("tokenizer.huggingface.json").map(|v| whole = v.map(str::to_owned)));
+    // Lists go before a whole tokenizer, which says the same: other programs read only them.
+    if whole.is_none() || meta.value("tokenizer.ggml.tokens").is_some() {
+        whole = None;
+        take(meta.need::<&str>("tokenizer.ggml.model").map(|v| lists.model = v.to_owned()));
+        take(meta.get::<&str>("tokenizer.ggml.pre").map(|v| lists.pre = v.unwrap_or("default").to_owned()));
+        take(meta.need::<Vec<&str>>("tokenizer.ggml.tokens").map(|v| lists.tokens = owned(v)));
+        take(meta.get::<Vec<&str>>("tokenizer.ggml.merges").map(|v| lists.merges = owned(v.unwrap_or_default())));
+        take(meta.get("tokenizer.ggml.token_type").map(|v| lists.kinds = v.unwrap_or_default()));
+    }
     let id = |key| meta.get::<u32>(key).map(|v| v.map(TokenRef::Id));
     take(id("tokenizer.ggml.bos_token_id").map(|v| source.bos = v));
     take(id("tokenizer.ggml.eos_token_id").map(|v| source.eos = v));
@@ -248,7 +254,10 @@ fn gguf_vocab(meta: &Metadata) -> Result<VocabSource> {
         template(name, &format!("tokenizer.chat_template.{name}"));
     }
     faults.or(())?;
-    source.vocabulary = Vocabulary::Lists(lists);
+    source.vocabulary = match whole {
+        Some(json) => Vocabulary::TokenizerJson(json),
+        None => Vocabulary::Lists(lists),
+    };
     Ok(source)
 }
 

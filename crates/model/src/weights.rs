@@ -25,6 +25,9 @@ use crate::spec::{Ffn, LayerSpec, Mixer, ModelSpec, RopeScaling};
 /// Told how many bytes of weights have been taken over, of how many.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
+/// Parts of the picture side whose numbers are kept in 16 bit at least.
+const PLAIN_PLACES: &[&str] = &["vq.", "v.patch_embd", "v.position_embd", "gen.embed"];
+
 /// Columns and rows that share a scale in DeepSeek's FP8 files (V3 paper, section 3.3).
 const FP8_BLOCK: (usize, usize) = (128, 128);
 
@@ -111,6 +114,33 @@ pub fn demanded(spec: &ModelSpec) -> Vec<Demand> {
         Loader { finder: Finder::new(&Nothing), backend: None, progress: &mut |_, _| {}, done: 0, error: None };
     loader.decoder(spec, None);
     loader.finder.demanded
+}
+
+/// A tensor of a source, and where it belongs in a GGUF file.
+pub(crate) struct Found {
+    /// Its name in GGUF. Experts that the source keeps singly follow each other under one name.
+    pub(crate) name: String,
+    /// Its role in the language model; none: it is of the picture side.
+    pub(crate) slot: Option<Slot>,
+    /// Whether its errors are seen: kernels, codebooks, embeddings of the picture side.
+    pub(crate) exact: bool,
+    /// Outermost first; of experts, one's.
+    pub(crate) shape: Vec<usize>,
+    /// The numbers.
+    pub(crate) weight: Weight,
+}
+
+/// Every tensor that a spec demands, in the order of the walk.
+///
+/// # Errors
+/// All faults at once.
+pub(crate) fn found(spec: &ModelSpec, source: &dyn TensorSource) -> Result<Vec<Found>> {
+    let mut finder = Finder::new(source);
+    finder.found = Some(Vec::new());
+    let mut loader = Loader { finder, backend: None, progress: &mut |_, _| {}, done: 0, error: None };
+    loader.decoder(spec, None);
+    let found = loader.finder.found.take().unwrap_or_default();
+    loader.finder.faults.or(found).map_err(Error::from)
 }
 
 /// Every tensor that [`demanded`] lists, decoded to f32.
@@ -225,13 +255,15 @@ pub(crate) struct Finder<'a> {
     naming: Naming,
     used: BTreeSet<String>,
     demanded: Vec<Demand>,
+    /// What was found, where somebody asks for it.
+    found: Option<Vec<Found>>,
     faults: Faults,
 }
 
 impl<'a> Finder<'a> {
     fn new(source: &'a dyn TensorSource) -> Self {
         let naming = source.naming();
-        Finder { source, naming, used: BTreeSet::new(), demanded: Vec::new(), faults: Faults::default() }
+        Finder { source, naming, used: BTreeSet::new(), demanded: Vec::new(), found: None, faults: Faults::default() }
     }
 
     fn has(&self, id: TensorId) -> bool {
@@ -244,7 +276,14 @@ impl<'a> Finder<'a> {
         let Some(name) = id.name(self.naming) else {
             panic!("invariant: {id} exists in the layout {:?}", self.naming);
         };
-        self.named(&name, rows, cols, Fold::Rows)
+        let weight = self.named(&name, rows, cols, Fold::Rows)?;
+        if let Some(found) = &mut self.found {
+            let name = TensorId { expert: None, ..id }.name(Naming::Gguf);
+            let name = name.expect("invariant: every tensor of a language model has a GGUF name");
+            let shape = vec![rows, cols];
+            found.push(Found { name, slot: Some(id.slot), exact: false, shape, weight: weight.clone() });
+        }
+        Some(weight)
     }
 
     fn named(&mut self, name: &str, rows: usize, cols: usize, fold: Fold) -> Option<Weight> {
@@ -331,7 +370,16 @@ impl Loader<'_> {
 
     /// A tensor of the picture side as `[rows, cols]`.
     pub(crate) fn find_place(&mut self, place: &Place, rows: usize, cols: usize, fold: Fold) -> Option<Weight> {
-        self.finder.named(place.name(self.finder.naming), rows, cols, fold)
+        let weight = self.finder.named(place.name(self.finder.naming), rows, cols, fold)?;
+        if let Some(found) = &mut self.finder.found {
+            let name = place.name(Naming::Gguf).to_owned();
+            let exact = PLAIN_PLACES.iter().any(|start| name.starts_with(start));
+            // The codebook is looked at twice.
+            if found.last().is_none_or(|last| last.name != name) {
+                found.push(Found { name, slot: None, exact, shape: vec![rows, cols], weight: weight.clone() });
+            }
+        }
+        Some(weight)
     }
 
     /// The same, handed to the backend by `upload`.

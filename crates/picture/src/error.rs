@@ -56,6 +56,9 @@ pub enum Error {
         /// Rows.
         height: usize,
     },
+    /// A picture's address that is not read.
+    #[error("pictures come as base64 `data:` URLs; nothing is fetched from elsewhere")]
+    Address,
     /// A picture cannot be written.
     #[error("the PNG cannot be written: {0}")]
     Write(String),

@@ -7,11 +7,13 @@
 
 #![forbid(unsafe_code)]
 
+mod data_url;
 mod decode;
 mod error;
 mod png_file;
 mod resize;
 
+pub use data_url::{base64, from_base64, from_data_url, png_data_url};
 pub use decode::{Limits, decode};
 pub use error::{Error, Result};
 pub use png_file::{encode_png, read_png_text};

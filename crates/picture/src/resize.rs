@@ -71,33 +71,53 @@ fn weights(from: usize, to: usize, filter: Filter) -> Vec<(usize, Vec<i64>)> {
 pub fn resize(picture: &Picture, width: usize, height: usize, filter: Filter) -> Picture {
     let (from_width, from_height) = (picture.width, picture.height);
     assert!(from_width * from_height * width * height > 0, "invariant: a picture has pixels");
-    let round = |sum: i64| (sum >> BITS).clamp(0, 255) as u8;
-    let mut wide = Vec::with_capacity(width * from_height * 3);
-    if width == from_width {
-        wide.extend_from_slice(&picture.rgb);
+    // Pillow 13 does the rows first where that leaves much less in between (found by experiment; older ones never do).
+    let saved = |from: usize, to: usize| from as i64 - to as i64;
+    if height < from_height && saved(from_height, height) > 2 * saved(from_width, width) {
+        across(&down(picture, height, filter), width, filter)
     } else {
-        let columns = weights(from_width, width, filter);
-        for row in picture.rgb.chunks_exact(from_width * 3) {
-            for (first, weights) in &columns {
-                let mut sums = [1i64 << (BITS - 1); 3];
-                for (pixel, w) in row[first * 3..].chunks_exact(3).zip(weights) {
-                    sums.iter_mut().zip(pixel).for_each(|(sum, v)| *sum += i64::from(*v) * w);
-                }
-                wide.extend(sums.map(round));
+        down(&across(picture, width, filter), height, filter)
+    }
+}
+
+/// A weighted sum as an 8-bit number.
+fn round(sum: i64) -> u8 {
+    (sum >> BITS).clamp(0, 255) as u8
+}
+
+/// Another width.
+fn across(picture: &Picture, width: usize, filter: Filter) -> Picture {
+    if width == picture.width {
+        return picture.clone();
+    }
+    let columns = weights(picture.width, width, filter);
+    let mut rgb = Vec::with_capacity(width * picture.height * 3);
+    for row in picture.rgb.chunks_exact(picture.width * 3) {
+        for (first, weights) in &columns {
+            let mut sums = [1i64 << (BITS - 1); 3];
+            for (pixel, w) in row[first * 3..].chunks_exact(3).zip(weights) {
+                sums.iter_mut().zip(pixel).for_each(|(sum, v)| *sum += i64::from(*v) * w);
             }
+            rgb.extend(sums.map(round));
         }
     }
-    if height == from_height {
-        return Picture { width, height, rgb: wide };
+    Picture { width, rgb, ..*picture }
+}
+
+/// Another height.
+fn down(picture: &Picture, height: usize, filter: Filter) -> Picture {
+    if height == picture.height {
+        return picture.clone();
     }
-    let mut rgb = Vec::with_capacity(width * height * 3);
-    for (first, weights) in weights(from_height, height, filter) {
-        for at in 0..width * 3 {
-            let column = wide[first * width * 3 + at..].iter().step_by(width * 3);
+    let row = picture.width * 3;
+    let mut rgb = Vec::with_capacity(row * height);
+    for (first, weights) in weights(picture.height, height, filter) {
+        for at in 0..row {
+            let column = picture.rgb[first * row + at..].iter().step_by(row);
             rgb.push(round(column.zip(&weights).fold(1 << (BITS - 1), |sum, (v, w)| sum + i64::from(*v) * w)));
         }
     }
-    Picture { width, height, rgb }
+    Picture { height, rgb, ..*picture }
 }
 
 #[cfg(test)]

@@ -101,6 +101,7 @@ impl Wish {
     pub(crate) fn options(&self, defaults: &Defaults, choice: usize) -> TextOptions {
         let plain = Sampling::default();
         TextOptions {
+            pictures: Vec::new(),
             max_tokens: self.max_tokens,
             sampling: Sampling {
                 temperature: self.temperature.unwrap_or(defaults.temperature),

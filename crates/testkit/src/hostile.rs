@@ -28,7 +28,28 @@ pub const CHECKS: &[(&str, &str, Check)] = &[
     ("tokenizer", "tokenizer.json", tokenizer),
     ("template", ".jinja", template),
     ("streams", "golden_chat.json", streams),
+    ("picture", ".png", picture),
+    ("pickle", "pytorch_model.bin", pickle),
 ];
+
+/// A picture: what is accepted has the pixels that it says, and can be scaled and written.
+pub fn picture(data: &[u8]) {
+    let limits = fathom_picture::Limits { pixels: 1 << 20, ..Default::default() };
+    if let Ok(picture) = fathom_picture::decode(data, &limits) {
+        assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
+        let small = fathom_picture::resize(&picture, 24, 9, fathom_picture::Filter::Bicubic);
+        black_box(fathom_picture::encode_png(&small, &[]).expect("a picture with pixels can be written"));
+    }
+    black_box(fathom_picture::read_png_text(data).is_ok());
+}
+
+/// A PyTorch checkpoint beside a sound configuration.
+pub fn pickle(data: &[u8]) {
+    let dir = scratch(&[("pickled/config.json", b"{}"), ("pickled/pytorch_model.bin", data)]).join("pickled");
+    if let Ok(archive) = Archive::open_unsafe_kinds(&dir) {
+        touch_tensors(&archive);
+    }
+}
 
 /// A GGUF file: header, metadata, vocabulary, specification, every tensor's place.
 pub fn gguf(data: &[u8]) {

@@ -6,6 +6,7 @@
 pub mod alloc;
 pub mod backend_suite;
 pub mod hostile;
+pub mod picture_models;
 pub mod random;
 pub mod rehearsal;
 pub mod vocab;

@@ -8,6 +8,8 @@ use fathom_core::null::Null;
 use fathom_core::{DType, LatentForm};
 use fathom_model::spec::Mixer;
 use fathom_model::{BLOCK, Batch, Logits, Model, NoProbe, Options};
+use fathom_picture::Picture;
+use fathom_testkit::picture_models::{Layout, Size, published};
 use fathom_testkit::rehearsal::{self, KvB, Published};
 
 /// A directory that goes with the test.
@@ -48,6 +50,34 @@ fn rehearse(name: &str, path: &Path, parameters: &str) {
     assert_eq!(decoder.head(&h).unwrap().cols(), model.spec.vocab);
     if decoder.mtp.is_some() {
         decoder.draft(&h, &batch, &mut kv, &mut NoProbe).unwrap();
+    }
+}
+
+/// Janus-Pro in both layouts: the language model's parameters as published (1.65 B, 6.91 B), a seen and a drawn picture.
+#[test]
+fn picture_models_in_both_layouts() {
+    for (size, parameters) in [(Size::Pro1B, "1.65"), (Size::Pro7B, "6.91")] {
+        for layout in [Layout::HuggingFace, Layout::Original] {
+            let name = format!("{size:?}-{layout:?}");
+            let dir = Scratch::new(&name);
+            published(size, layout).write_hf(&dir.0, 5 << 30).unwrap();
+            rehearse(&name, &dir.0, parameters);
+            let null = Arc::new(Null::new());
+            let decoder = Model::open(&dir.0, &Options::default()).unwrap().load(null.clone(), &mut |_, _| {}).unwrap();
+            let spec = decoder.spec.pictures.clone().unwrap();
+            assert_eq!((spec.rows(), spec.steps()), (576, 576));
+            let rows = decoder.see(&Picture::filled(640, 480, [9; 3])).unwrap();
+            assert_eq!((rows.rows(), rows.cols()), (576, decoder.spec.dim));
+            let ids = [0; 576];
+            let h = decoder.pictures().embed(&*null, &ids).unwrap();
+            assert_eq!(decoder.picture_head(&h).unwrap().cols(), 16_384);
+            null.reset();
+            let pixels = decoder.pictures().codec.decode(&*null, &ids, 24, 24).unwrap();
+            assert_eq!(pixels.shape.dims(), [1, 384, 384, 3]);
+            // What a picture costs, by hand: see docs/pictures.md.
+            let tera = null.counts().total().flops as f64 / 1e12;
+            assert!((0.5..0.7).contains(&tera), "{tera} tera-operations to decode a picture");
+        }
     }
 }
 

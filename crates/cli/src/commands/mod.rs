@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod completions;
+mod convert;
 mod draw;
 mod logits;
 mod models;
@@ -55,6 +56,7 @@ pub(crate) enum Command {
     Run(Box<run::Args>),
     Serve(Box<serve::Args>),
     Draw(Box<draw::Args>),
+    Convert(convert::Args),
     Show(show::Args),
     Tokenize(tokenize::Args),
     Logits(logits::Args),
@@ -77,6 +79,7 @@ impl Command {
             Command::Run(args) => run::run(&args),
             Command::Serve(args) => serve::run(&args),
             Command::Draw(args) => draw::run(&args),
+            Command::Convert(args) => convert::run(&args),
             Command::Show(args) => show::run(&args),
             Command::Tokenize(args) => tokenize::run(args),
             Command::Logits(args) => logits::run(&args),

@@ -1,15 +1,17 @@
 //! `fathom run`: one question, one answer.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use fathom_engine::Ending;
+use fathom_engine::{Ending, TextOptions, with_pictures};
 use fathom_text::{ChatMessage, Role};
 use serde_json::json;
 
 use crate::args::{ChatArgs, Draft, LoadArgs, SamplingArgs};
 use crate::assistant::{Answer, Assistant, Piece};
+use crate::show_picture;
 use crate::term::{self, Spinner};
 
 /// Answer one prompt
@@ -17,6 +19,7 @@ use crate::term::{self, Spinner};
 #[command(after_help = "Examples:
   fathom run -m r1-1.5b 'Why is the sky blue?'
   fathom run -m r1-7b < question.txt
+  fathom run -m janus-pro-1b --image cat.jpg 'What is it doing?'
   git diff | fathom run -m r1-7b 'Review this change:'       the prompt, then standard input
   fathom run -m r1-7b --json 'Is 91 prime?' | jq -r .text
   fathom run -m r1-7b --temperature 0 --think off 'Name three fish.'
@@ -38,8 +41,12 @@ pub(crate) struct Args {
     #[command(flatten)]
     chat: ChatArgs,
 
+    /// A picture that the prompt is about (PNG, JPEG or WebP); may be given several times
+    #[arg(long, value_name = "FILE", help_heading = "Conversation")]
+    image: Vec<PathBuf>,
+
     /// Continue the prompt as plain text, without the model's chat template
-    #[arg(long, conflicts_with_all = ["system", "think", "think_budget"], help_heading = "Conversation")]
+    #[arg(long, conflicts_with_all = ["system", "think", "think_budget", "image"], help_heading = "Conversation")]
     no_template: bool,
 
     /// Guess tokens ahead
@@ -54,14 +61,19 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.sampling.check()?;
     let prompt = prompt(args)?;
+    let pictures = args.image.iter().map(|path| show_picture::read(path)).collect::<Result<Vec<_>>>()?;
     let assistant = Assistant::start(&args.load, None, args.draft)?;
-    let options = args.sampling.options(&assistant.defaults, args.chat.think_budget);
+    if !pictures.is_empty() && !assistant.chat.sees() {
+        bail!("{} does not see pictures; Janus and Janus-Pro do", assistant.name);
+    }
+    let count = pictures.len();
+    let options = TextOptions { pictures, ..args.sampling.options(&assistant.defaults, args.chat.think_budget) };
     let request = if args.no_template {
         assistant.chat.complete(&prompt, &options)?
     } else {
         let mut messages = Vec::new();
         messages.extend(args.chat.system.as_ref().map(|text| ChatMessage::new(Role::System, text)));
-        messages.push(ChatMessage::new(Role::User, prompt));
+        messages.push(ChatMessage::new(Role::User, with_pictures(count, &prompt)));
         assistant.turn(&messages, args.chat.thinking(), &options)?
     };
     term::catch_interrupts(2)?;

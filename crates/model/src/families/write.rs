@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::FAMILIES;
 use crate::error::{Error, Result};
+use crate::picture::PictureSpec;
 use crate::spec::{Ffn, LayerSpec, Mixer, ModelSpec, RopeScaling, yarn_magnitude};
 
 /// Scores of experts in GGUF's numbering.
@@ -60,6 +61,9 @@ fn mscale_all_dim(spec: &ModelSpec) -> f64 {
 pub fn config_json(spec: &ModelSpec) -> Result<Value> {
     let family = FAMILIES.iter().find(|f| f.name == spec.family);
     let family = family.ok_or_else(|| refused(spec.family, "this family is not written"))?;
+    if spec.pictures.is_some() {
+        return Err(refused(spec.family, "a model with a picture side is written as GGUF only"));
+    }
     let Blocks { dense, hidden, moe } = blocks(spec)?;
     let mut c = Map::new();
     let mut put = |key: &str, value: Value| c.insert(key.to_owned(), value);
@@ -143,6 +147,11 @@ pub fn config_json(spec: &ModelSpec) -> Result<Value> {
     Ok(Value::Object(c))
 }
 
+/// Whether the family's GGUF has the rotated rows of queries and keys side by side, whatever its other files do.
+pub fn pairs_rotated_rows(spec: &ModelSpec) -> bool {
+    FAMILIES.iter().any(|f| f.name == spec.family && f.gguf == "llama")
+}
+
 /// Declares the metadata of a spec, `general.architecture` included. The tensors of [`demanded`](crate::weights::demanded) go with it:
 /// latent attention has its key and value projections in one tensor.
 ///
@@ -169,7 +178,7 @@ pub fn gguf_metadata(spec: &ModelSpec, w: &mut GgufWriter) -> Result<()> {
             w.pair(&key("attention.head_count_kv"), int(*kv_heads));
             w.pair(&key("attention.key_length"), int(*head_dim));
             w.pair(&key("attention.value_length"), int(*head_dim));
-            if arch == "llama" && spec.rope.layout == RopeLayout::Halves {
+            if pairs_rotated_rows(spec) && spec.rope.layout == RopeLayout::Halves {
                 return Err(refused(spec.family, "GGUF wants its rotated rows interleaved, which is not done yet"));
             }
         }
@@ -186,6 +195,9 @@ pub fn gguf_metadata(spec: &ModelSpec, w: &mut GgufWriter) -> Result<()> {
     }
     if spec.mtp.is_some() {
         w.pair(&key("nextn_predict_layers"), 1u32);
+    }
+    if let Some(pictures) = &spec.pictures {
+        picture_metadata(pictures, arch, w);
     }
     if let Some(Ffn::Moe { route, hidden, shared_hidden, .. }) = moe {
         w.pair(&key("leading_dense_block_count"), int(dense));
@@ -226,6 +238,39 @@ pub fn gguf_metadata(spec: &ModelSpec, w: &mut GgufWriter) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Keys of the picture side (`docs/pictures.md`).
+fn picture_metadata(p: &PictureSpec, arch: &str, w: &mut GgufWriter) {
+    let int = |n: usize| u32::try_from(n).expect("invariant: widths are capped when read");
+    let (tower, codec, pixels) = (&p.tower, &p.codec, &p.pixels);
+    let numbers = [
+        ("vision.image_size", p.side),
+        ("vision.patch_size", tower.patch),
+        ("vision.embedding_length", tower.dim),
+        ("vision.block_count", tower.layers),
+        ("vision.attention.head_count", tower.heads),
+        ("vision.feed_forward_length", tower.hidden),
+        ("vision.aligner_count", tower.aligner_layers),
+        ("codec.codebook_size", codec.codes),
+        ("codec.code_length", codec.code_dim),
+        ("codec.latent_channels", codec.latent),
+        ("codec.base_channels", codec.base),
+        ("codec.block_count", codec.blocks),
+        ("codec.aligner_count", codec.aligner_layers),
+        ("head.feed_forward_length", p.head_hidden),
+        ("pixels.least", pixels.least),
+    ];
+    for (name, n) in numbers {
+        w.pair(&format!("{arch}.{name}"), int(n));
+    }
+    let multipliers: Vec<u32> = codec.multipliers.iter().map(|m| int(*m)).collect();
+    w.pair(&format!("{arch}.codec.channel_multiplier"), &multipliers[..]);
+    w.pair(&format!("{arch}.vision.attention.layer_norm_epsilon"), tower.eps);
+    w.pair(&format!("{arch}.pixels.normalise"), pixels.normalise);
+    w.pair(&format!("{arch}.pixels.mean"), &pixels.mean[..]);
+    w.pair(&format!("{arch}.pixels.std"), &pixels.std[..]);
+    w.pair(&format!("{arch}.pixels.background"), &pixels.background.map(u32::from)[..]);
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ mod pixels;
 mod spec;
 mod tower;
 
-use fathom_core::{Backend, Resident, Result, Tensor};
+use fathom_core::{Backend, Resident, Result, Shape, Tensor};
+use fathom_picture::Picture;
 
 use crate::Decoder;
 use crate::batch::{Batch, Input};
@@ -98,7 +99,11 @@ impl Decoder {
             }
             parts.push(match input {
                 Input::Codes => self.pictures().embed(&*self.backend, &batch.tokens[rows.clone()])?,
-                Input::Rows(x) => x.clone(),
+                Input::Rows(x, rows) if rows.len() == x.rows() => x.clone(),
+                Input::Rows(x, rows) => {
+                    let rows: Vec<u32> = rows.clone().map(|row| row as u32).collect();
+                    self.backend.select_rows(x, &rows)?
+                }
             });
             at = rows.end;
         }
@@ -106,6 +111,17 @@ impl Decoder {
             parts.push(self.embed(&batch.tokens[at..])?);
         }
         self.backend.concat_rows(&parts.iter().collect::<Vec<_>>())
+    }
+
+    /// A picture's rows for the decoder, `[rows, dim]`.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn see(&self, picture: &Picture) -> Result<Tensor> {
+        let spec = self.spec.pictures.as_ref().expect("invariant: a model with a picture side has its spec");
+        let values = values(&prepare(picture, spec), &spec.pixels);
+        let b = &*self.backend;
+        self.pictures().see(b, &b.tensor(Shape::new(&[1, spec.side, spec.side, 3]), &values)?)
     }
 
     /// Logits of picture ids, `[rows, codes]`, of normed hidden states `[rows, dim]`.

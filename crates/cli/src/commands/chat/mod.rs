@@ -10,15 +10,17 @@ mod store;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use fathom_engine::{Ending, Session, TextOptions};
+use fathom_engine::{Ending, Session, TextOptions, with_pictures};
+use fathom_picture::Picture;
 use fathom_text::{ChatMessage, Role, Thinking};
 
 use crate::args::{ChatArgs, Draft, LoadArgs, SamplingArgs};
 use crate::assistant::Assistant;
 use crate::units::{duration, grouped};
-use crate::{source, term};
+use crate::{show_picture, source, term};
 use display::Display;
 use input::{Input, Line};
 use slash::Slash;
@@ -65,6 +67,10 @@ struct Chat<'a> {
     messages: Vec<ChatMessage>,
     thinking: Thinking,
     budget: Option<u32>,
+    /// Pictures of the conversation, one for each mark in the messages.
+    pictures: Vec<Arc<Picture>>,
+    /// Of these, how many go with the next message.
+    attached: usize,
     /// The name that it was saved or resumed under last.
     name: Option<String>,
 }
@@ -84,6 +90,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         messages: Vec::new(),
         thinking: args.chat.thinking(),
         budget: args.chat.think_budget,
+        pictures: Vec::new(),
+        attached: 0,
         name: args.resume.clone(),
     };
     if let Some(session) = resumed {
@@ -152,7 +160,23 @@ impl Chat<'_> {
             }
             Slash::Clear => {
                 self.messages.retain(|m| m.role == Role::System);
+                self.pictures.clear();
+                self.attached = 0;
                 term::note("a new conversation");
+            }
+            Slash::Image(path) => {
+                match &self.assistant {
+                    Some(a) if !a.chat.sees() => bail!("{} does not see pictures; Janus and Janus-Pro do", a.name),
+                    _ => {}
+                }
+                let picture = show_picture::read(Path::new(&path))?;
+                let (width, height) = (picture.width, picture.height);
+                self.pictures.push(picture);
+                self.attached += 1;
+                term::note(&format!("{path} ({width} × {height}) goes with the next message"));
+            }
+            Slash::Save(_) if !self.pictures.is_empty() => {
+                bail!("a conversation with pictures cannot be saved: only text is kept")
             }
             Slash::Save(name) => self.save(name)?,
             Slash::Resume(None) => {
@@ -176,8 +200,9 @@ impl Chat<'_> {
     /// Has the model take its turn.
     fn answer(&mut self, text: &str) -> Result<()> {
         let Some(assistant) = &self.assistant else { bail!("no model; /model NAME loads one") };
-        let options: TextOptions = self.args.sampling.options(&assistant.defaults, self.budget);
-        self.messages.push(ChatMessage::new(Role::User, text));
+        let sampling = self.args.sampling.options(&assistant.defaults, self.budget);
+        let options = TextOptions { pictures: self.pictures.clone(), ..sampling };
+        self.messages.push(ChatMessage::new(Role::User, with_pictures(self.attached, text)));
         let mut display = Display::new();
         let answer = assistant
             .turn(&self.messages, self.thinking, &options)
@@ -191,6 +216,7 @@ impl Chat<'_> {
                 return Err(error);
             }
         };
+        let attached = std::mem::take(&mut self.attached);
         display.end()?;
         if let Some(remark) = answer.remark(assistant.context, options.max_tokens) {
             term::note(&remark);
@@ -198,6 +224,7 @@ impl Chat<'_> {
         term::note(&answer.summary());
         if answer.ending == Ending::Cancelled && answer.text.is_empty() {
             self.messages.pop();
+            self.attached = attached;
             return Ok(());
         }
         let mut message = ChatMessage::new(Role::Assistant, answer.text);
@@ -243,6 +270,8 @@ impl Chat<'_> {
             eprintln!("{}", term::printable(last.content.as_deref().unwrap_or_default()));
         }
         self.messages = session.messages;
+        self.pictures.clear();
+        self.attached = 0;
     }
 
     fn change_model(&mut self, name: &str) -> Result<()> {

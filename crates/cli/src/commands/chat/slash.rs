@@ -13,6 +13,7 @@ pub(super) enum Slash {
     /// None takes the limit away.
     Budget(Option<u32>),
     System(Option<String>),
+    Image(String),
     Save(Option<String>),
     Resume(Option<String>),
     Model(Option<String>),
@@ -24,6 +25,7 @@ const HELP: &[(&str, &str)] = &[
     ("/think on|off", "whether the model reasons before it answers"),
     ("/think budget N|none", "tokens of reasoning after which the answer begins"),
     ("/system [TEXT]", "set or show the system message"),
+    ("/image FILE", "show the model a picture with the next message"),
     ("/clear", "begin a new conversation"),
     ("/save [NAME]", "keep the conversation"),
     ("/resume [NAME]", "go on with a kept one, or list them"),
@@ -71,6 +73,10 @@ impl Slash {
             "clear" => alone(Slash::Clear),
             "think" => think(rest).map(Some),
             "system" => Ok(Some(Slash::System(text))),
+            "image" => match text {
+                Some(path) => Ok(Some(Slash::Image(path))),
+                None => bail!("/image FILE: which picture?"),
+            },
             "save" => Ok(Some(Slash::Save(text))),
             "resume" => Ok(Some(Slash::Resume(text))),
             "model" => Ok(Some(Slash::Model(text))),
@@ -105,6 +111,7 @@ mod tests {
         assert_eq!(read("/think budget 100"), Some(Slash::Budget(Some(100))));
         assert_eq!(read("/think budget none"), Some(Slash::Budget(None)));
         assert_eq!(read("/system  Be kind.\nAnd short."), Some(Slash::System(Some("Be kind.\nAnd short.".into()))));
+        assert_eq!(read("/image my cat.jpg"), Some(Slash::Image("my cat.jpg".into())));
         assert_eq!(read("/save"), Some(Slash::Save(None)));
         assert_eq!(read("what is /help?"), None);
         assert_eq!(read("/usr/bin/env is what?"), None);
@@ -113,9 +120,16 @@ mod tests {
 
     #[test]
     fn mistakes_are_told() {
-        for line in
-            ["/hlep", "/think", "/think maybe", "/think budget", "/think budget 0", "/think budget -1", "/clear all"]
-        {
+        for line in [
+            "/hlep",
+            "/think",
+            "/think maybe",
+            "/think budget",
+            "/think budget 0",
+            "/think budget -1",
+            "/clear all",
+            "/image",
+        ] {
             assert!(Slash::parse(line).is_err(), "{line}");
         }
     }
@@ -124,7 +138,7 @@ mod tests {
     fn help_knows_every_command() {
         for word in words() {
             let alone = Slash::parse(&word);
-            assert!(alone.is_ok() || word == "/think", "{word}: {alone:?}");
+            assert!(alone.is_ok() || ["/think", "/image"].contains(&&*word), "{word}: {alone:?}");
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Source: OpenAI's API reference. DeepSeek's dialect builds on this one.
 
 pub(super) mod chat;
+pub(super) mod images;
 pub(super) mod text;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::{App, Refusal, answer};
 pub(super) fn routes() -> Routes {
     let routes = on(Routes::new(), &["/v1/chat/completions"], post(chat::completions));
     let routes = on(routes, &["/v1/completions"], post(text::completions));
+    let routes = on(routes, &["/v1/images/generations"], post(images::generations));
     let routes = on(routes, &["/v1/models", "/models"], get(models));
     on(routes, &["/v1/models/{*name}", "/models/{*name}"], get(model))
 }
