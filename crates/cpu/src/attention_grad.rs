@@ -76,9 +76,10 @@ impl Cpu {
         spec: &AttendSpec,
         out: &mut Tensor,
     ) -> Result<()> {
-        let results = self.attend_tasks(op, [q, k, v, q], spans, spec, |part, room, [y, ..]| {
-            let (heads, v_dim) = (spec.heads / spec.kv_heads, spec.v_dim);
-            y.resize(part.rows * heads * v_dim, 0.0);
+        let (heads, v_dim) = (spec.heads / spec.kv_heads, spec.v_dim);
+        let mut packed = [self.arena.alloc(out.shape, DType::F32)];
+        self.attend_tasks(op, [q, k, v, q], &mut packed, spans, spec, |part, room, outs| {
+            let [y] = outs else { unreachable!("invariant: a task gets as many results as there are outputs") };
             for h in 0..heads {
                 for first in (0..part.rows).step_by(QUERIES) {
                     let (n, keys, stride) = self.weights(part, h, first, room);
@@ -89,7 +90,7 @@ impl Cpu {
                 }
             }
         })?;
-        self.place(op, &results, 0, spans, spec, out)
+        self.place(op, &packed[0], spans, spec, out)
     }
 
     /// Derivatives by queries, keys and values.
@@ -100,11 +101,14 @@ impl Cpu {
         spans: &Spans<'_>,
         spec: &AttendSpec,
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        let results = self.attend_tasks(op, ins, spans, spec, |part, room, [dq, dk, dv]| {
-            let (heads, dim, v_dim) = (spec.heads / spec.kv_heads, spec.head_dim, spec.v_dim);
-            dq.resize(part.rows * heads * dim, 0.0);
-            dk.resize(part.rows * dim, 0.0);
-            dv.resize(part.rows * v_dim, 0.0);
+        let (heads, dim, v_dim) = (spec.heads / spec.kv_heads, spec.head_dim, spec.v_dim);
+        let mut packed = [ins[0], ins[1], ins[2]].map(|t| self.arena.alloc(t.shape, DType::F32));
+        self.attend_tasks(op, ins, &mut packed, spans, spec, |part, room, outs| {
+            let [dq, dk, dv] = outs else {
+                unreachable!("invariant: a task gets as many results as there are outputs")
+            };
+            dk.fill(0.0);
+            dv.fill(0.0);
             for h in 0..heads {
                 for first in (0..part.rows).step_by(QUERIES) {
                     let (n, keys, stride) = self.weights(part, h, first, room);
@@ -127,8 +131,8 @@ impl Cpu {
             }
         })?;
         let [mut dq, mut dk, mut dv] = [ins[0], ins[1], ins[2]].map(|t| self.arena.alloc(t.shape, DType::F32));
-        for (i, out) in [&mut dq, &mut dk, &mut dv].into_iter().enumerate() {
-            self.place(op, &results, i, spans, spec, out)?;
+        for (packed, out) in packed.iter().zip([&mut dq, &mut dk, &mut dv]) {
+            self.place(op, packed, spans, spec, out)?;
         }
         Ok((dq, dk, dv))
     }
@@ -145,15 +149,17 @@ impl Cpu {
         (n, keys, stride)
     }
 
-    /// Runs a task for each sequence and group of heads; each leaves up to three results, packed.
+    /// Runs a task for each sequence and group of heads; each fills its part of the outputs, packed: sequence after sequence, in it group after
+    /// group, in it row after row.
     fn attend_tasks(
         &self,
         op: &'static str,
         ins: [&Tensor; 4],
+        outs: &mut [Tensor],
         spans: &Spans<'_>,
         spec: &AttendSpec,
-        task: impl Fn(&Part<'_>, &mut Room<'_>, &mut [Vec<f32>; 3]) + Sync,
-    ) -> Result<Vec<Mutex<[Vec<f32>; 3]>>> {
+        task: impl Fn(&Part<'_>, &mut Room<'_>, &mut [&mut [f32]]) + Sync,
+    ) -> Result<()> {
         let &AttendSpec { heads, kv_heads, head_dim, v_dim, .. } = spec;
         let group = heads / kv_heads;
         let widths = [group * head_dim, head_dim, v_dim, group * v_dim];
@@ -166,39 +172,52 @@ impl Cpu {
         let (dim, most) = (head_dim.max(v_dim), longest.max(QUERIES));
         self.scratch.reserve(2 * block);
         self.tiles.reserve(room(most, most, dim).max(room(most, dim, most)));
-        let results: Vec<Mutex<[Vec<f32>; 3]>> = (0..spans.spans.len() * kv_heads).map(|_| Mutex::default()).collect();
-        self.pool.run(results.len(), |t| {
+        let mut parts: Vec<Vec<&mut [f32]>> = (0..spans.spans.len() * kv_heads).map(|_| Vec::new()).collect();
+        for out in outs {
+            let w = out.cols() / kv_heads;
+            let mut rest = self.arena.f32s_mut(op, out)?;
+            for (index, parts) in parts.iter_mut().enumerate() {
+                let (part, behind) = std::mem::take(&mut rest).split_at_mut(spans.spans[index / kv_heads].rows * w);
+                parts.push(part);
+                rest = behind;
+            }
+        }
+        let parts: Vec<Mutex<Vec<&mut [f32]>>> = parts.into_iter().map(Mutex::new).collect();
+        self.pool.run(parts.len(), |t| {
             let (span, g) = (&spans.spans[t.index / kv_heads], t.index % kv_heads);
             let part = |i: usize| &data[i][span.row * ins[i].cols() + g * widths[i]..];
             let part = Part { q: part(0), k: part(1), v: part(2), dy: part(3), rows: span.rows, spec };
             let (mut words, mut scratch) = (self.tiles.lock(t.worker), self.scratch.lock(t.worker));
             let (weights, dweights) = scratch.split_at_mut(block);
             let mut room = Room { words: &mut words, weights, dweights };
-            task(&part, &mut room, &mut lock(&results[t.index]));
+            task(&part, &mut room, &mut lock(&parts[t.index]));
         });
-        Ok(results)
+        Ok(())
     }
 
-    /// Puts the tasks' results number `i` in their places.
+    /// Puts what the tasks left packed in its place.
     fn place(
         &self,
         op: &'static str,
-        results: &[Mutex<[Vec<f32>; 3]>],
-        i: usize,
+        packed: &Tensor,
         spans: &Spans<'_>,
         spec: &AttendSpec,
         out: &mut Tensor,
     ) -> Result<()> {
-        let cols = out.cols();
-        let w = cols / spec.kv_heads;
-        let out = self.arena.f32s_mut(op, out)?;
-        for (index, result) in results.iter().enumerate() {
-            let (span, g) = (&spans.spans[index / spec.kv_heads], index % spec.kv_heads);
-            for (r, values) in lock(result)[i].chunks_exact(w).enumerate() {
-                let at = (span.row + r) * cols + g * w;
-                out[at..at + w].copy_from_slice(values);
+        let (cols, heads) = (out.cols(), spec.kv_heads);
+        let w = cols / heads;
+        let packed = self.arena.f32s(op, packed)?;
+        let n = Self::grain(out.rows(), cols) * cols;
+        self.pool.chunks_mut(self.arena.f32s_mut(op, out)?, n, |first, out| {
+            for (i, row) in out.chunks_exact_mut(cols).enumerate() {
+                let row_number = first / cols + i;
+                let span = &spans.spans[spans.spans.partition_point(|s| s.row + s.rows <= row_number)];
+                for (g, part) in row.chunks_exact_mut(w).enumerate() {
+                    let at = span.row * heads + g * span.rows + row_number - span.row;
+                    part.copy_from_slice(&packed[at * w..(at + 1) * w]);
+                }
             }
-        }
+        });
         Ok(())
     }
 }

@@ -14,7 +14,9 @@ use fathom_core::{DType, ResidentExperts, Result, Shape, Tensor, format};
 
 use crate::Cpu;
 use crate::backend::lock;
-use crate::kernels::gemm::{PANEL, PackPanel, Pair, Product, ROWS, Single, Strided, WIDTH, Word, tile_words};
+use crate::kernels::gemm::{
+    PANEL, PackPanel, Pair, Product, ROWS, Single, Strided, WIDTH, Word, depth_step, tile_words,
+};
 use crate::kernels::rows::AddScaled;
 use crate::matrix::Matrix;
 use crate::product::{Order, Part};
@@ -45,7 +47,7 @@ pub(crate) fn room(rows: usize, cols: usize, depth: usize) -> usize {
 }
 
 /// Tiles of rows in a task, at most.
-const TILES: usize = 16;
+const TILES: usize = 8;
 
 impl Cpu {
     /// What derivatives multiply.
@@ -75,10 +77,9 @@ impl Cpu {
     fn gemm_of<W: Word>(&self, all: &[Factors<'_>], out: &mut [f32], cols: usize, alpha: f32, beta: f32) {
         let panels = cols.div_ceil(WIDTH);
         // Where each product's packed columns begin, in blocks of LANES words of depth and WIDTH columns.
-        let blocks = |f: &Factors<'_>| f.depth.div_ceil(W::NUMBERS).div_ceil(LANES);
         let mut starts = vec![0];
         for f in all {
-            starts.push(starts.last().copied().unwrap_or(0) + panels * blocks(f));
+            starts.push(starts.last().copied().unwrap_or(0) + panels * f.depth.div_ceil(W::NUMBERS).div_ceil(LANES));
         }
         let total = starts[all.len()];
         let mut packed = lock(&self.packed);
@@ -90,17 +91,13 @@ impl Cpu {
             for (i, out) in chunk.chunks_exact_mut(PANEL).enumerate() {
                 let block = first / PANEL + i;
                 let which = starts.partition_point(|&s| s <= block) - 1;
-                let (f, n) = (&all[which], blocks(&all[which]));
-                let (panel, from) = ((block - starts[which]) / n, (block - starts[which]) % n * LANES * W::NUMBERS);
-                let k = from..f.depth.min(from + LANES * W::NUMBERS);
-                let (first, width) = (panel * WIDTH, WIDTH.min(cols - panel * WIDTH));
-                self.isa.run(PackPanel { b: f.b, first, width, k, out, word: PhantomData::<W> });
+                self.pack_block::<W>(all[which].b, all[which].depth, cols, block - starts[which], out);
             }
         });
         // Bands of rows: each within one product.
         let rows: usize = all.iter().map(|f| f.rows).sum();
         let work = all.iter().map(|f| f.rows * f.depth).sum::<usize>() * cols;
-        let tiles = if work < 1 << 18 { rows } else { (rows / ROWS / 8).clamp(1, TILES) };
+        let tiles = if work < 1 << 18 { rows } else { (rows / ROWS / 4).clamp(1, TILES) };
         let (mut bands, mut of) = (vec![0], Vec::new());
         let mut top = 0;
         for (which, f) in all.iter().enumerate() {
@@ -126,9 +123,36 @@ impl Cpu {
             let Factors { a, depth, .. } = all[which];
             let panels = &packed[starts[which] * PANEL..starts[which + 1] * PANEL];
             let (tiles, out) = (&mut self.tiles.lock(task.worker)[..], &mut lock(&outs[task.index])[..]);
-            let (rows, stride, word) = (out.len() / cols, cols, PhantomData::<W>);
-            self.isa.run(Product { a, first, rows, depth, panels, cols, out, stride, alpha, beta, tiles, word });
+            let (rows, stride, across, word) = (out.len() / cols, cols, cols.div_ceil(WIDTH), PhantomData::<W>);
+            self.isa.run(Product {
+                a,
+                first,
+                rows,
+                depth,
+                panels,
+                across,
+                cols,
+                out,
+                stride,
+                alpha,
+                beta,
+                tiles,
+                word,
+            });
         });
+    }
+
+    /// Packs block `block` of a right factor, `LANES` words deep and a panel wide: blocks of one panel follow each other within a step of
+    /// depth (see [`depth_step`]), so that panels which are packed one after the other read the same rows.
+    fn pack_block<W: Word>(&self, b: Strided<'_>, depth: usize, cols: usize, block: usize, out: &mut [u32]) {
+        let units = depth.div_ceil(W::NUMBERS);
+        let (deep, step) = (units.div_ceil(LANES), depth_step(units) / LANES);
+        let panels = cols.div_ceil(WIDTH);
+        let top = block / (panels * step) * step;
+        let (n, rest) = (step.min(deep - top), block - top * panels);
+        let (first, from) = (rest / n * WIDTH, (top + rest % n) * LANES * W::NUMBERS);
+        let (width, k) = (WIDTH.min(cols - first), from..depth.min(from + LANES * W::NUMBERS));
+        self.isa.run(PackPanel { b, first, width, k, out, word: PhantomData::<W> });
     }
 
     /// [`Cpu::gemm`] of one product within a task; element (i, j) of the result is `out[i × stride + j]`. `words` has room
@@ -194,18 +218,30 @@ impl Cpu {
         words: &mut [u32],
         bands: impl Iterator<Item = (Range<usize>, usize)>,
     ) {
-        let blocks = depth.div_ceil(W::NUMBERS).div_ceil(LANES);
-        let (packed, tiles) = words.split_at_mut(cols.div_ceil(WIDTH) * blocks * PANEL);
-        let word = PhantomData::<W>;
+        let across = cols.div_ceil(WIDTH);
+        let (packed, tiles) = words.split_at_mut(across * depth.div_ceil(W::NUMBERS).div_ceil(LANES) * PANEL);
         for (block, out) in packed.chunks_exact_mut(PANEL).enumerate() {
-            let (first, from) = (block / blocks * WIDTH, block % blocks * LANES * W::NUMBERS);
-            let (width, k) = (WIDTH.min(cols - first), from..depth.min(from + LANES * W::NUMBERS));
-            self.isa.run(PackPanel { b, first, width, k, out, word });
+            self.pack_block::<W>(b, depth, cols, block, out);
         }
+        let word = PhantomData::<W>;
         let panels = &*packed;
         for (rows, cols) in bands {
             let (first, rows, out) = (rows.start, rows.len(), &mut out[rows.start * stride..]);
-            self.isa.run(Product { a, first, rows, depth, panels, cols, out, stride, alpha, beta, tiles, word });
+            self.isa.run(Product {
+                a,
+                first,
+                rows,
+                depth,
+                panels,
+                across,
+                cols,
+                out,
+                stride,
+                alpha,
+                beta,
+                tiles,
+                word,
+            });
         }
     }
 

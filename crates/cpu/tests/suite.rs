@@ -1,7 +1,7 @@
 //! The behaviour suite of all backends, at every level of instructions present and in both precisions.
 
 use fathom_core::Precision::{self, Exact, Fast};
-use fathom_cpu::{Cpu, CpuOptions, Level};
+use fathom_cpu::{Cpu, CpuOptions, Level, Pool, Products};
 use fathom_testkit::backend_suite::{Tolerance, backend_suite};
 
 fn passes(isa: Level, precision: Precision, repack: bool) {
@@ -48,4 +48,15 @@ fn avx512_fast() {
 fn fast_with_the_plain_mapping() {
     let best = Level::present().last().expect("invariant: the portable level is always present");
     passes(best, Fast, false);
+}
+
+/// The backend that is trained on, where its factors are exact.
+#[test]
+fn training() {
+    for isa in Level::present() {
+        let pool = Pool::new(2).unwrap();
+        let make = || Cpu::training(pool.clone(), Some(isa), Products::F32).unwrap();
+        let cases = backend_suite(&|| make(), Tolerance::of(Exact));
+        assert!(cases > 1000, "only {cases} cases ran");
+    }
 }

@@ -1,4 +1,4 @@
-//! Training speed: `cargo bench -p fathom-train --bench step -- [dense|latent|mini] [threads] [steps] [adamw|muon] [f32|bf16]`.
+//! Training speed: `cargo bench -p fathom-train --bench step -- [dense|latent|mini] [threads] [steps] [adamw|muon] [f32|bf16] [rows]`.
 //!
 //! Steps over random tokens: batches of 16 sequences of 256 for `dense` (Llama's shape) and `latent` (V3's), as `PERF.md` states them;
 //! 28 of 74 for `mini`, the shape of the built-in model. Prints tokens per second by the clock and per
@@ -93,6 +93,7 @@ fn main() {
     let cpu = Cpu::training(Pool::new(threads).expect("threads"), None, products).expect("a CPU");
     let optimiser = Optimiser::new(&params, muon);
     let mut trainer = Trainer::new(params, optimiser, cpu);
+    trainer.step_rows = get(5, "4112").parse().expect("a number of rows");
     let mut rng = Rng::new(1, 0);
     let (mut tokens, mut clock, mut work) = (0, 0.0, 0.0);
     for step in 0..=steps {

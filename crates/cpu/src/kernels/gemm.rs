@@ -121,26 +121,43 @@ impl<'a> Strided<'a> {
     /// Sixteen are always written; those beyond `rows` mean nothing.
     #[inline(always)]
     fn pack<S: Simd, W: Word>(self, s: S, first: usize, rows: usize, k: Range<usize>, out: &mut [u32], stride: usize) {
-        if self.along {
-            for (block, from) in k.clone().step_by(LANES * W::NUMBERS).enumerate() {
-                let n = (LANES * W::NUMBERS).min(k.end - from);
-                let mut v = [s.splat_word(0); LANES];
-                for (i, v) in v.iter_mut().enumerate().take(rows) {
-                    let row = &self.from(first + i, from)[..n];
-                    let (a, b) = row.split_at(n.min(LANES));
-                    *v = W::along(s, load(s, a), load(s, b));
-                }
-                let v = s.transpose(v);
-                for (u, v) in v.into_iter().enumerate().take(n.div_ceil(W::NUMBERS)) {
-                    s.store_words(v, words(&mut out[(block * LANES + u) * stride..]));
-                }
-            }
-            return;
+        if !self.along {
+            return self.pack_across::<S, W>(s, first, rows, k, out, [stride, 0]);
         }
+        for (block, from) in k.clone().step_by(LANES * W::NUMBERS).enumerate() {
+            let n = (LANES * W::NUMBERS).min(k.end - from);
+            let mut v = [s.splat_word(0); LANES];
+            for (i, v) in v.iter_mut().enumerate().take(rows) {
+                let row = &self.from(first + i, from)[..n];
+                let (a, b) = row.split_at(n.min(LANES));
+                *v = W::along(s, load(s, a), load(s, b));
+            }
+            let v = s.transpose(v);
+            for (u, v) in v.into_iter().enumerate().take(n.div_ceil(W::NUMBERS)) {
+                s.store_words(v, words(&mut out[(block * LANES + u) * stride..]));
+            }
+        }
+    }
+
+    /// [`Strided::pack`] of a matrix that lies across, for all tiles of `rows` rows: memory is read once from end to end. Tile t begins at
+    /// `out[t × tile]`.
+    #[inline(always)]
+    fn pack_across<S: Simd, W: Word>(
+        self,
+        s: S,
+        first: usize,
+        rows: usize,
+        k: Range<usize>,
+        out: &mut [u32],
+        [stride, tile]: [usize; 2],
+    ) {
         for (u, from) in k.clone().step_by(W::NUMBERS).enumerate() {
-            let a = sixteen(s, self.from(from, first));
-            let b = if W::NUMBERS == 2 && from + 1 < k.end { sixteen(s, self.from(from + 1, first)) } else { s.zero() };
-            s.store_words(W::across(s, a, b), words(&mut out[u * stride..]));
+            let a = self.from(from, first);
+            let b = if W::NUMBERS == 2 && from + 1 < k.end { self.from(from + 1, first) } else { &[] };
+            for (t, at) in (0..rows).step_by(stride).enumerate() {
+                let b = if b.is_empty() { s.zero() } else { sixteen(s, &b[at..]) };
+                s.store_words(W::across(s, sixteen(s, &a[at..]), b), words(&mut out[t * tile + u * stride..]));
+            }
         }
     }
 }
@@ -200,8 +217,10 @@ pub(crate) struct Product<'a, W> {
     pub(crate) rows: usize,
     /// Inner dimension, in numbers.
     pub(crate) depth: usize,
-    /// `[panel][depth in words, rounded up to LANES][WIDTH]`.
+    /// Blocks of depth, one after the other (see [`depth_step`]), the last rounded up to LANES; each `[panel][words][WIDTH]`.
     pub(crate) panels: &'a [u32],
+    /// Number of panels.
+    pub(crate) across: usize,
     pub(crate) cols: usize,
     /// `out[i × stride + j]` is element (i, j).
     pub(crate) out: &'a mut [f32],
@@ -215,31 +234,40 @@ pub(crate) struct Product<'a, W> {
 
 /// Words of packed memory that [`Product`] needs for `rows` rows.
 pub(crate) fn tile_words(rows: usize) -> usize {
-    rows.div_ceil(ROWS) * ROWS * DEPTH + LANES
+    rows.div_ceil(ROWS) * (ROWS * DEPTH + LANES)
+}
+
+/// Words of depth, of `units` in all, between two additions to C: a multiple of LANES.
+pub(crate) fn depth_step(units: usize) -> usize {
+    units.div_ceil(units.div_ceil(DEPTH).max(1)).max(1).next_multiple_of(LANES)
 }
 
 impl<W: Word> Kernel for Product<'_, W> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Product { a, first, rows, depth, panels, cols, out, stride, alpha, beta, tiles, .. } = self;
+        let Product { a, first, rows, depth, panels, across, cols, out, stride, alpha, beta, tiles, .. } = self;
         let units = depth.div_ceil(W::NUMBERS);
-        let padded = units.next_multiple_of(LANES);
-        let blocks = units.div_ceil(DEPTH).max(1);
-        let step = units.div_ceil(blocks).max(1).next_multiple_of(LANES);
-        for from in (0..units).step_by(step) {
+        let step = depth_step(units);
+        // Once at least: the product of no depth is zero, and C still takes its factor.
+        for from in (0..units.max(1)).step_by(step) {
             let n = step.min(units - from);
             let k = from * W::NUMBERS..depth.min((from + n) * W::NUMBERS);
-            for (t, row) in (0..rows).step_by(ROWS).enumerate() {
-                let count = ROWS.min(rows - row);
-                a.pack::<S, W>(s, first + row, count, k.clone(), &mut tiles[t * n * ROWS..], ROWS);
+            let size = n * ROWS + LANES;
+            if a.along {
+                for (t, row) in (0..rows).step_by(ROWS).enumerate() {
+                    let count = ROWS.min(rows - row);
+                    a.pack::<S, W>(s, first + row, count, k.clone(), &mut tiles[t * size..], ROWS);
+                }
+            } else {
+                a.pack_across::<S, W>(s, first, rows, k, tiles, [ROWS, size]);
             }
             let beta = if from == 0 { beta } else { 1.0 };
             for (panel, at) in (0..cols).step_by(WIDTH).enumerate() {
-                let b = &panels[(panel * padded + from) * WIDTH..][..n * WIDTH];
+                let b = &panels[(from * across + panel * n.next_multiple_of(LANES)) * WIDTH..][..n * WIDTH];
                 let width = WIDTH.min(cols - at);
                 for (t, row) in (0..rows).step_by(ROWS).enumerate() {
-                    let a = &tiles[t * n * ROWS..][..n * ROWS];
+                    let a = &tiles[t * size..][..n * ROWS];
                     let out = &mut out[row * stride + at..];
                     let mut done = [[0.0; WIDTH]; ROWS];
                     if S::TILE >= 8 {
