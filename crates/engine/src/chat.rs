@@ -4,16 +4,17 @@
 //! engine's events back into reasoning, text and tool calls. [`ChatEvent`] is the neutral language of all dialects: no
 //! wire format is known here.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use fathom_picture::Picture;
 
 use fathom_text::{
-    ChatMessage, ChatTemplate, ReasoningEvent, ReasoningParser, RenderOptions, Role, Specials, StopMatcher,
-    StreamDecoder, THINK_CLOSE, THINK_OPEN, TextError, Tokenizer, ToolCall, ToolEvent, ToolForm, ToolParser,
-    VocabSource,
+    ChatMessage, ChatTemplate, GrammarMaker, ReasoningEvent, ReasoningParser, RenderOptions, Role, Shape, Specials,
+    StopMatcher, StreamDecoder, THINK_CLOSE, THINK_OPEN, TextError, Tokenizer, ToolCall, ToolEvent, ToolForm,
+    ToolParser, VocabSource,
 };
 
+use crate::guide::Shaped;
 use crate::request::{Drawing, Reasoning, Seen};
 use crate::{Error, Event, Finish, Flow, Priority, Request, Result, Sampling, Sink, Usage};
 
@@ -42,6 +43,8 @@ pub struct TextOptions {
     pub pictures: Vec<Arc<Picture>>,
     /// Text that the answer begins with, put behind the prompt. A closing think tag in it ends the reasoning.
     pub lead: String,
+    /// What the answer must look like, from the end of its reasoning on; from [`ChatModel::shape`].
+    pub shape: Option<Shaped>,
 }
 
 /// What a caller may wish of pictures, besides their description.
@@ -160,6 +163,8 @@ pub struct ChatModel {
     marks: Option<Marks>,
     /// Rows that a picture takes in a prompt, if the model sees.
     picture_rows: Option<usize>,
+    /// Made when the first answer must have a shape: it takes a moment and some memory.
+    grammars: Arc<OnceLock<std::result::Result<GrammarMaker, TextError>>>,
 }
 
 /// The think tags as tokens, where each is one.
@@ -191,7 +196,7 @@ impl ChatModel {
             }
             _ => None,
         };
-        Ok(ChatModel { tokenizer: Arc::new(tokenizer), template, marks, picture_rows: None })
+        Ok(ChatModel { tokenizer: Arc::new(tokenizer), template, marks, picture_rows: None, grammars: Arc::default() })
     }
 
     /// The same for a model that sees pictures, each of which takes so many rows in a prompt.
@@ -221,6 +226,17 @@ impl ChatModel {
         }
     }
 
+    /// Compiles a shape that answers of a chat (else, of plain text) are to have.
+    ///
+    /// # Errors
+    /// Saying what of it cannot be followed.
+    pub fn shape(&self, shape: &Shape, chat: bool) -> Result<Shaped> {
+        let maker = self.grammars.get_or_init(|| GrammarMaker::new(Arc::clone(&self.tokenizer)));
+        let reasons = chat && self.template().is_ok_and(ChatTemplate::reasons);
+        let compiled = maker.as_ref().map_err(Clone::clone).and_then(|maker| maker.compile(shape, reasons));
+        Ok(Shaped(Arc::new(compiled.map_err(text_error("shape of the answer"))?)))
+    }
+
     /// The request that lets the model take the next turn of a conversation.
     ///
     /// # Errors
@@ -244,6 +260,7 @@ impl ChatModel {
             open: marks.open,
             close: marks.close,
             inside: prompt.thinking,
+            may_open: options.lead.is_empty() && !prompt.thinking && !prompt.text.trim_end().ends_with(THINK_CLOSE),
             budget: options.thinking_budget,
             closing: marks.closing.clone(),
         });
@@ -252,6 +269,13 @@ impl ChatModel {
                 name: "thinking budget",
                 found: "set, but this model does not mark its reasoning by tokens of its own".to_owned(),
                 expected: "none",
+            });
+        }
+        if options.shape.is_some() && reasons && request.reasoning.is_none() {
+            return Err(Error::Option {
+                name: "shape of the answer",
+                found: "set, but this model does not mark its reasoning by tokens of its own".to_owned(),
+                expected: "none: where the reasoning ends could not be told",
             });
         }
         let reasoning = reasons.then(|| ReasoningParser::new(prompt.thinking));
@@ -360,6 +384,7 @@ impl ChatModel {
             logprobs: options.logprobs,
             priority: options.priority,
             salt: options.salt.clone(),
+            shape: options.shape.clone(),
             ..Request::new(prompt)
         }
     }
@@ -419,7 +444,7 @@ impl Transcriber {
         };
         match event {
             Event::Accepted { prompt, cached } => hand_on(ChatEvent::Accepted { prompt, cached }),
-            Event::Prompt { .. } | Event::Drawn { .. } | Event::Picture { .. } => {}
+            Event::Prompt { .. } | Event::Embedding(_) | Event::Drawn { .. } | Event::Picture { .. } => {}
             Event::Token { token, stop, logprob, top } => {
                 if let Some(logprob) = logprob {
                     hand_on(ChatEvent::Token { token, logprob, top });

@@ -26,6 +26,8 @@ pub enum Event<'a> {
         /// The best-ranked tokens at its place, best first.
         top: &'a [(u32, f32)],
     },
+    /// The hidden state of the prompt's last token behind the final norm, `[dim]`, if asked for instead of an answer.
+    Embedding(&'a [f32]),
     /// A token of the answer.
     Token {
         /// The token.

@@ -3,7 +3,7 @@
 //! It speaks tokens and events. It must not know HTTP, JSON dialects, file formats, families or which device computes.
 //!
 //! Start at [`runner`] (the line to the model) and [`worker`] (the loop body); then [`scheduler`] (who computes what),
-//! [`blocks`] and [`prefix`] (in which memory), [`sampler`] (which token comes out), [`speculate`] (guessing ahead), [`engine`]
+//! [`blocks`] and [`prefix`] (in which memory), [`sampler`] (which token comes out), [`guide`] (which may), [`speculate`] (guessing ahead), [`engine`]
 //! (the thread around it all), [`chat`] (from conversations to requests, from events to text).
 
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@ pub mod engine;
 mod error;
 pub mod event;
 pub mod golden;
+pub mod guide;
 pub mod meter;
 mod model_runner;
 pub mod prefix;
@@ -32,6 +33,7 @@ pub use chat::{ChatEvent, ChatModel, DrawOptions, Ending, PICTURE_MARK, TextOpti
 pub use engine::{Engine, EngineOptions, Shutdown};
 pub use error::{Error, Result};
 pub use event::{Event, Finish, Flow, Sink, Usage};
+pub use guide::Shaped;
 pub use meter::{Energy, Meter};
 pub use model_runner::{ModelRunner, RunnerOptions};
 pub use prefix::Reuse;

@@ -27,7 +27,7 @@ pub struct ModelRunner {
     decoder: Decoder,
     kv: KvPool,
     info: RunnerInfo,
-    /// Outputs of the last step's rows, kept for the drafting head.
+    /// Outputs of the last step's rows, kept for the drafting head and for embeddings.
     hidden: Option<Tensor>,
 }
 
@@ -89,8 +89,17 @@ impl Runner for ModelRunner {
             let rows = b.select_rows(&h, &batch.picture_rows)?;
             b.read(&self.decoder.picture_head(&rows)?, logits)?;
         }
-        self.hidden = self.info.drafts.then_some(h);
+        self.hidden = Some(h);
         Ok(())
+    }
+
+    fn hidden(&mut self, row: u32, out: &mut Vec<f32>) -> Result<()> {
+        let hidden = self.hidden.as_ref().expect("invariant: hidden states are asked for after a step");
+        let b = &*self.decoder.backend;
+        let row = b.select_rows(hidden, &[row])?;
+        out.clear();
+        out.resize(row.shape.numel(), 0.0);
+        Ok(b.read(&row, out)?)
     }
 
     fn copy_block(&mut self, from: u32, to: u32, tokens: usize) -> Result<()> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fathom_picture::Picture;
 
+use crate::guide::Shaped;
 use crate::{Error, Result, RunnerInfo, Sampling};
 
 /// Name of a submitted request, unique in its engine.
@@ -29,6 +30,8 @@ pub struct Reasoning {
     pub close: u32,
     /// Whether the prompt ends inside reasoning already.
     pub inside: bool,
+    /// Whether the answer may open it by its first token, even if its shape has no room for it.
+    pub may_open: bool,
     /// Reasoning tokens after which `closing` is forced; none = as many as the model likes.
     pub budget: Option<usize>,
     /// Tokens that end the reasoning when the budget is spent: `close`, and what the model writes after it.
@@ -79,6 +82,10 @@ pub struct Request {
     pub prompt_logprobs: Option<usize>,
     /// Reasoning marks, if the model has them.
     pub reasoning: Option<Reasoning>,
+    /// What the answer must look like, from the end of its reasoning on.
+    pub shape: Option<Shaped>,
+    /// Give the last prompt token's hidden state instead of an answer; needs `max_tokens` 0.
+    pub embed: bool,
     /// Who goes first.
     pub priority: Priority,
     /// Pictures in the prompt, in order.
@@ -101,6 +108,8 @@ impl Request {
             logprobs: None,
             prompt_logprobs: None,
             reasoning: None,
+            shape: None,
+            embed: false,
             priority: Priority::default(),
             seen: Vec::new(),
             drawing: None,
@@ -132,6 +141,10 @@ impl Request {
         if let Some(reasoning) = &self.reasoning {
             let marks = [reasoning.open, reasoning.close];
             reasoning.closing.iter().chain(&marks).try_for_each(|&token| inside("reasoning marks", token))?;
+        }
+        if self.embed && self.max_tokens != Some(0) {
+            let found = "more than 0, beside an embedding".to_owned();
+            return Err(Error::Option { name: "max_tokens", found, expected: "0: an embedding has no answer" });
         }
         for (name, n) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
             if let Some(n) = n.filter(|&n| n > vocab) {

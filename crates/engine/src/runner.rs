@@ -122,6 +122,12 @@ pub trait Runner: Send {
     /// If the device fails. The contents of the cache are then lost.
     fn step(&mut self, batch: &Batch, out: &mut StepOutput) -> Result<()>;
 
+    /// The hidden state of a row of the last step behind the final norm, `[dim]`, in place of what `out` held.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn hidden(&mut self, row: u32, out: &mut Vec<f32>) -> Result<()>;
+
     /// Copies the first `tokens` tokens of cache block `from` to block `to`.
     ///
     /// # Errors

@@ -157,12 +157,14 @@ pub struct Sampler {
     candidates: Vec<Candidate>,
     /// Logits that penalties and biases replaced, to be put back.
     undo: Vec<(u32, f32)>,
+    /// Logits behind a mask.
+    masked: Vec<f32>,
 }
 
 impl Sampler {
     /// A sampler for vocabularies of up to `vocab` tokens.
     pub fn new(vocab: usize) -> Self {
-        Sampler { candidates: Vec::with_capacity(vocab), undo: Vec::with_capacity(vocab) }
+        Sampler { candidates: Vec::with_capacity(vocab), undo: Vec::with_capacity(vocab), masked: Vec::new() }
     }
 
     /// Draws a token from `logits: [vocab]`, which are left as they were. Draws one random number, or none if greedy.
@@ -183,6 +185,41 @@ impl Sampler {
             logits[token as usize] = logit;
         }
         token
+    }
+
+    /// As [`sample`](Self::sample), from the tokens that `mask` allows (bit `i % 32` of word `i / 32` for token `i`) and `also`.
+    ///
+    /// # Errors
+    /// If the logits allow no draw.
+    pub fn sample_masked(
+        &mut self,
+        logits: &[f32],
+        (mask, also): (&[u32], Option<u32>),
+        history: &History,
+        sampling: &Sampling,
+        rng: &mut Rng,
+    ) -> std::result::Result<u32, BadLogits> {
+        // The whole row is looked at, so that broken logits are not hidden by the mask.
+        checked_max(logits)?;
+        let mut masked = std::mem::take(&mut self.masked);
+        masked.clear();
+        masked.resize(logits.len(), f32::NEG_INFINITY);
+        for (i, &word) in mask.iter().enumerate() {
+            let mut bits = word;
+            while bits != 0 {
+                let token = i * 32 + bits.trailing_zeros() as usize;
+                if let (Some(to), Some(from)) = (masked.get_mut(token), logits.get(token)) {
+                    *to = *from;
+                }
+                bits &= bits - 1;
+            }
+        }
+        if let Some(token) = also {
+            masked[token as usize] = logits[token as usize];
+        }
+        let drawn = self.sample(&mut masked, history, sampling, rng);
+        self.masked = masked;
+        drawn
     }
 
     /// Log-probabilities of the model: of `token`, and in `top` of the `n` best-ranked tokens, best first.

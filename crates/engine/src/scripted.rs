@@ -110,6 +110,12 @@ impl Runner for ScriptedRunner {
         Ok(())
     }
 
+    fn hidden(&mut self, row: u32, out: &mut Vec<f32>) -> Result<()> {
+        out.resize(4, 0.0);
+        write_logits(!self.hidden[row as usize], out);
+        Ok(())
+    }
+
     fn copy_block(&mut self, from: u32, to: u32, tokens: usize) -> Result<()> {
         let (from, to) = (from as usize * self.info.block_tokens, to as usize * self.info.block_tokens);
         self.slots.copy_within(from..from + tokens, to);

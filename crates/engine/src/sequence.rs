@@ -15,10 +15,11 @@ use sha2::{Digest as _, Sha256};
 use crate::Result;
 use crate::blocks::{BlockTable, Chain, Item};
 use crate::event::{Event, Finish, Flow, Sink, Usage};
+use crate::guide::Guided;
 use crate::meter::Account;
 use crate::request::{Id, Priority, Request, Seen};
 use crate::runner::RunnerInfo;
-use crate::sampler::History;
+use crate::sampler::{BadLogits, History, Sampler};
 use crate::speculate::Record;
 
 /// The rows of a picture in a prompt.
@@ -65,6 +66,8 @@ pub struct Sequence {
     inside: bool,
     /// Tokens that come next whatever the model says, last first.
     forced: Vec<u32>,
+    /// What the answer must look like.
+    guided: Option<Guided>,
     /// How well drafts did.
     pub record: Record,
     sink: Box<dyn Sink>,
@@ -109,6 +112,7 @@ impl Sequence {
         let limit = prompt.saturating_add(request.max_tokens.unwrap_or(usize::MAX)).min(longest);
         // All that it can become, once, so that decoding does not allocate.
         tokens.reserve_exact(limit.saturating_sub(prompt));
+        let guided = request.shape.as_ref().map(Guided::new);
         let inside = request.reasoning.as_ref().is_some_and(|r| r.inside);
         let mut sequence = Sequence {
             id,
@@ -127,6 +131,7 @@ impl Sequence {
             offered: 0,
             inside,
             forced: Vec::new(),
+            guided,
             record: Record::default(),
             sink,
             paused: false,
@@ -222,9 +227,36 @@ impl Sequence {
         self.known >= self.limit
     }
 
-    /// The token that must come next whatever the model says.
-    pub fn next_forced(&self) -> Option<u32> {
-        self.forced.last().copied()
+    /// Whether the next token must fit the answer's shape.
+    fn shaped(&self) -> bool {
+        self.guided.is_some() && !self.inside && self.forced.is_empty()
+    }
+
+    /// The mark that may open reasoning at this place although the shape has no room for it.
+    fn opening(&self) -> Option<u32> {
+        let first = self.known == self.prompt;
+        self.request.reasoning.as_ref().filter(|r| first && r.may_open).map(|r| r.open)
+    }
+
+    /// The guide, if it rules the next token.
+    pub fn guided(&mut self) -> Option<&mut Guided> {
+        if self.shaped() { self.guided.as_mut() } else { None }
+    }
+
+    /// Chooses the next token: the one that must come, else one drawn from `logits: [vocab]` that fits the answer's shape.
+    ///
+    /// # Errors
+    /// If the shape cannot be followed; inside, if the logits allow no draw.
+    pub fn choose(&mut self, logits: &mut [f32], sampler: &mut Sampler) -> Result<std::result::Result<u32, BadLogits>> {
+        if let Some(&token) = self.forced.last() {
+            return Ok(Ok(token));
+        }
+        let (shaped, opening) = (self.shaped(), self.opening());
+        let (history, sampling, rng) = (&self.history, &self.request.sampling, &mut self.rng);
+        match self.guided.as_mut().filter(|_| shaped) {
+            None => Ok(sampler.sample(logits, history, sampling, rng)),
+            Some(guided) => Ok(sampler.sample_masked(logits, (guided.mask()?, opening), history, sampling, rng)),
+        }
     }
 
     /// Takes the next token: verifies the first draft against it, or drops all drafts. Tells the sink, and ends if this was
@@ -236,6 +268,12 @@ impl Sequence {
             self.tokens.truncate(self.known);
             self.tokens.push(token);
         }
+        let stop = self.request.stop_tokens.contains(&token);
+        let opens = self.opening() == Some(token);
+        let taken = match self.guided().filter(|_| !stop && !opens) {
+            Some(guided) => guided.take(token),
+            None => Ok(false),
+        };
         self.known += 1;
         self.history.push(token);
         self.usage.completion += 1;
@@ -244,9 +282,10 @@ impl Sequence {
         let first = *self.first_token.get_or_insert(now);
         self.usage.decode_s = (now - first).as_secs_f64();
         self.usage.prefill_s = self.admitted.map_or(0.0, |admitted| (first - admitted).as_secs_f64());
-        let stop = self.request.stop_tokens.contains(&token);
         self.emit(Event::Token { token, stop, logprob, top });
-        if stop {
+        if let Err(error) = taken {
+            self.ended = Some(Err(error));
+        } else if stop || taken == Ok(true) {
             self.ended = Some(Ok(Finish::Stop));
         } else if self.full() {
             self.ended = Some(Ok(Finish::Length));

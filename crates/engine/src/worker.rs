@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use crate::drawing::{Easel, Sketch};
 use crate::event::{Event, Sink};
+use crate::guide::Helper;
 use crate::meter::{Energy, Meter};
 use crate::request::{Id, Request};
 use crate::scheduler::{ScheduleOptions, Scheduler, Segment};
@@ -79,6 +80,10 @@ pub struct Worker {
     easel: Easel,
     proposer: Option<Box<dyn Proposer>>,
     sampler: Sampler,
+    /// Computes masks ahead; started by the first answer that needs one.
+    masks: Option<Helper>,
+    /// Hidden state of an embedding; scratch.
+    hidden: Vec<f32>,
     out: StepOutput,
     top: Vec<(u32, f32)>,
     options: WorkerOptions,
@@ -116,6 +121,8 @@ impl Worker {
             easel: Easel::default(),
             proposer,
             sampler: Sampler::new(info.vocab),
+            masks: None,
+            hidden: Vec::new(),
             out: StepOutput::default(),
             top: Vec::new(),
             options,
@@ -149,6 +156,9 @@ impl Worker {
     pub fn submit(&mut self, id: Id, mut request: Request, sink: Box<dyn Sink>) -> Result<()> {
         let info = self.runner.info();
         request.check(info)?;
+        if request.shape.is_some() && self.masks.is_none() {
+            self.masks = Some(Helper::start()?);
+        }
         let seed = self.seeds.hash_one(id.0);
         if let (Some(drawing), Some(pictures)) = (request.drawing.take(), info.pictures) {
             self.easel.add(Sketch::new(id, request, drawing, pictures, sink, seed));
@@ -209,6 +219,7 @@ impl Worker {
             self.runner.step(&step.batch, &mut self.out)?;
         }
         for segment in 0..self.scheduler.step().segments.len() {
+            self.embed(segment)?;
             self.take_logits(segment);
         }
         if let Some(proposer) = &mut self.proposer {
@@ -221,9 +232,20 @@ impl Worker {
         Ok(true)
     }
 
+    /// Hands out the hidden state that an embedding is, once its prompt is computed.
+    fn embed(&mut self, segment: usize) -> Result<()> {
+        let part = self.scheduler.step().segments[segment];
+        let sequence = self.scheduler.sequence(part.sequence);
+        if sequence.request.embed && part.start + part.rows == sequence.tokens().len() {
+            self.runner.hidden((part.row + part.rows - 1) as u32, &mut self.hidden)?;
+            sequence.emit(Event::Embedding(&self.hidden));
+        }
+        Ok(())
+    }
+
     /// Turns a segment's logits into tokens and events.
     fn take_logits(&mut self, segment: usize) {
-        let Worker { scheduler, sampler, out, top, .. } = self;
+        let Worker { scheduler, sampler, masks, out, top, .. } = self;
         let part = scheduler.step().segments[segment];
         let sequence = scheduler.sequence(part.sequence);
         let end = part.start + part.rows;
@@ -247,6 +269,12 @@ impl Worker {
                 }
             }
             sequence.set_drafts(&[]);
+            if sequence.ended.is_none()
+                && let (Some(guided), Some(masks)) = (sequence.guided(), masks)
+            {
+                // The next mask is computed beside the next step.
+                masks.prepare(guided);
+            }
             if part.drafts > 0 {
                 sequence.usage.drafted += part.drafts;
                 let (right, length) = (sequence.usage.accepted - before, sequence.tokens().len());
@@ -319,9 +347,12 @@ fn draw(sequence: &mut Sequence, logits: &mut [f32], sampler: &mut Sampler, top:
         return;
     }
     top.clear();
-    let drawn = match sequence.next_forced() {
-        Some(token) => Ok(token),
-        None => sampler.sample(logits, &sequence.history, &sequence.request.sampling, &mut sequence.rng),
+    let drawn = match sequence.choose(logits, sampler) {
+        Ok(drawn) => drawn,
+        Err(error) => {
+            sequence.ended = Some(Err(error));
+            return;
+        }
     };
     let drawn = drawn.and_then(|token| match sequence.request.logprobs {
         Some(n) => Ok((token, Some(sampler.logprobs(logits, token, n, top)?))),

@@ -58,6 +58,10 @@ impl Runner for Gated {
         Ok(())
     }
 
+    fn hidden(&mut self, row: u32, out: &mut Vec<f32>) -> Result<()> {
+        self.inner.hidden(row, out)
+    }
+
     fn copy_block(&mut self, from: u32, to: u32, tokens: usize) -> Result<()> {
         self.inner.copy_block(from, to, tokens)
     }
@@ -81,7 +85,9 @@ fn told(event: &Event<'_>) -> Told {
         Event::Token { token, .. } => Told::Token(*token),
         Event::Finished { reason, usage } => Told::Finished(*reason, usage.completion),
         Event::Failed(error) => Told::Failed(error.clone()),
-        Event::Prompt { .. } | Event::Drawn { .. } | Event::Picture { .. } => unreachable!("not asked for"),
+        Event::Prompt { .. } | Event::Embedding(_) | Event::Drawn { .. } | Event::Picture { .. } => {
+            unreachable!("not asked for")
+        }
     }
 }
 

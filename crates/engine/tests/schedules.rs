@@ -77,8 +77,14 @@ fn any_case(rng: &mut Rng, info: &RunnerInfo, stems: &[Vec<u32>], calm: bool) ->
     }
     if chance(rng, 4) {
         let budget = chance(rng, 2).then(|| rng.below(6) as usize);
-        request.reasoning =
-            Some(Reasoning { open: 3, close: 4, inside: chance(rng, 2), budget, closing: vec![5, 4, 6] });
+        request.reasoning = Some(Reasoning {
+            open: 3,
+            close: 4,
+            inside: chance(rng, 2),
+            may_open: false,
+            budget,
+            closing: vec![5, 4, 6],
+        });
     }
     Case {
         request,
@@ -144,7 +150,7 @@ fn sink(case: &Case) -> impl FnMut(Event<'_>) -> Flow + Send + 'static {
             Event::Accepted { .. } => {
                 assert!(!std::mem::replace(&mut seen.accepted, true), "accepted once");
             }
-            Event::Drawn { .. } | Event::Picture { .. } => panic!("no pictures were asked for"),
+            Event::Embedding(_) | Event::Drawn { .. } | Event::Picture { .. } => panic!("not asked for"),
             Event::Prompt { position, logprob, .. } => seen.prompt.push((position, logprob)),
             Event::Token { token, stop, logprob, top } => {
                 assert!(seen.accepted && !seen.paused && !seen.stop);

@@ -3,20 +3,21 @@
 //! The engine's thread hands pieces over by a channel that never blocks; a reader that falls behind pauses its
 //! sequence. Dropping an [`Answer`], as happens when a client leaves, cancels it before the engine's next step.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use fathom_engine::{ChatEvent, ChatModel, Event, Flow, Id, Request, TextOptions, Transcriber};
-use fathom_text::{Clock, RenderOptions, Thinking};
+use fathom_engine::{ChatEvent, ChatModel, Event, Flow, Id, Request, Shaped, TextOptions, Transcriber};
+use fathom_text::{Calls, Clock, RenderOptions, Shape, Thinking};
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
-use crate::ask::{Ask, Choice, Heading, Input, Piece, Scored, ToolChoice, total};
+use crate::ask::{Ask, Chat, Choice, Format, Heading, Input, Piece, Scored, ToolChoice, total};
 use crate::models::Served;
 use crate::{App, Refusal, random_id, unix_now};
 
@@ -60,6 +61,37 @@ pub(crate) fn sse(out: &mut String, name: Option<&str>, data: &Value) {
     out.push_str("\n\n");
 }
 
+/// Exact texts of the latest calls, so that a later prompt repeats them byte for byte and the prefix cache hits.
+#[derive(Clone, Default)]
+pub(crate) struct Replays(Arc<Mutex<VecDeque<(String, String)>>>);
+
+impl Replays {
+    /// Calls that are kept, and the longest that is.
+    const CALLS: usize = 1024;
+    const BYTES: usize = 16 << 10;
+
+    fn keep(&self, id: &str, raw: &str) {
+        if raw.len() <= Self::BYTES {
+            let mut calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if calls.len() == Self::CALLS {
+                calls.pop_front();
+            }
+            calls.push_back((id.to_owned(), raw.to_owned()));
+        }
+    }
+
+    /// The texts of those calls of a conversation that were made here.
+    fn of(&self, conversation: &Chat) -> Vec<(String, String)> {
+        let ids = conversation.messages.iter().flat_map(|m| &m.tool_calls).filter_map(|call| call.id.as_ref());
+        let ids: Vec<&String> = ids.collect();
+        if ids.is_empty() {
+            return Vec::new();
+        }
+        let calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.iter().filter(|(id, _)| ids.contains(&id)).cloned().collect()
+    }
+}
+
 /// The running answers to one ask.
 pub(crate) struct Answer {
     served: Arc<Served>,
@@ -83,7 +115,8 @@ struct Lane {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if self.unfinished > 0 {
+        // Nothing was submitted for what was refused.
+        if self.unfinished > 0 && !self.ids.is_empty() {
             self.ids.iter().for_each(|&id| self.served.engine.cancel(id));
             self.app.metrics.cancelled.fetch_add(1, Ordering::Relaxed);
         }
@@ -120,7 +153,9 @@ impl Answer {
         };
         app.metrics.running.fetch_add(1, Ordering::Relaxed);
         // Templates and tokenizers compute for a while.
-        let submitted = tokio::task::spawn_blocking(move || submit(&served, &ask, aliased, &lanes, &sender)).await;
+        let replays = app.replays.clone();
+        let submitted =
+            tokio::task::spawn_blocking(move || submit(&served, &ask, aliased, &lanes, &sender, &replays)).await;
         let (ids, result) = submitted.map_err(|_| Refusal::Failed("preparing the prompt broke off".into()))?;
         answer.ids = ids;
         result?;
@@ -209,20 +244,35 @@ fn submit(
     aliased: Thinking,
     lanes: &[Lane],
     sender: &UnboundedSender<(usize, Piece)>,
+    replays: &Replays,
 ) -> (Vec<Id>, Result<(), Refusal>) {
     let mut ids = Vec::new();
+    let context = served.engine.info().context;
+    if let Some(least) = ask.wish.least_context.filter(|&least| least > context) {
+        let why = format!("a context of {least} tokens is asked for, this server gives {context}");
+        return (ids, Err(Refusal::Context(why)));
+    }
+    let shape = match shape(&served.chat, ask) {
+        Ok(shape) => shape,
+        Err(refusal) => return (ids, Err(refusal)),
+    };
     for (index, lane) in lanes.iter().enumerate() {
-        let options = ask.wish.options(&served.defaults, index % ask.n);
+        let mut options = ask.wish.options(&served.defaults, index % ask.n);
+        options.shape = shape.clone();
         let input = &ask.inputs[index / ask.n];
-        let submitted = request(&served.chat, input, aliased, &options).and_then(|(mut request, transcriber)| {
-            request.prompt_logprobs = ask.wish.prompt_logprobs;
-            if request.prompt_logprobs.is_some() {
-                lane.waiting.fetch_add(1, Ordering::Relaxed);
-                // The receiver outlives this function, or nobody wants the answer.
-                let _ = sender.send((index, Piece::Given(request.prompt.clone())));
-            }
-            Ok(served.engine.submit(request, sink(index, transcriber, lane.clone(), sender.clone()))?)
-        });
+        let submitted =
+            request(&served.chat, input, aliased, &options, replays).and_then(|(mut request, transcriber)| {
+                request.prompt_logprobs = ask.wish.prompt_logprobs;
+                request.embed = ask.wish.embed;
+                if request.prompt_logprobs.is_some() {
+                    lane.waiting.fetch_add(1, Ordering::Relaxed);
+                    // The receiver outlives this function, or nobody wants the answer.
+                    let _ = sender.send((index, Piece::Given(request.prompt.clone())));
+                }
+                Ok(served
+                    .engine
+                    .submit(request, sink(index, transcriber, lane.clone(), sender.clone(), replays.clone()))?)
+            });
         match submitted {
             Ok(id) => ids.push(id),
             Err(refusal) => return (ids, Err(refusal)),
@@ -231,12 +281,71 @@ fn submit(
     (ids, Ok(()))
 }
 
+/// What the answers must look like: as the format says, or calls of tools.
+fn shape(chat: &ChatModel, ask: &Ask) -> Result<Option<Shaped>, Refusal> {
+    let conversation = match ask.inputs.first() {
+        Some(Input::Chat(conversation)) => Some(conversation),
+        _ => None,
+    };
+    let wanted = match &ask.wish.format {
+        Format::Free => None,
+        Format::Json => Some(Shape::Json),
+        Format::Schema(schema) => Some(Shape::Schema(schema.clone())),
+        Format::Regex(regex) => Some(Shape::Regex(regex.clone())),
+        Format::Lark(text) => Some(Shape::Lark(text.clone())),
+    };
+    let calls = conversation.filter(|c| !c.tools.is_empty() && c.choice != ToolChoice::None);
+    let (shape, field) = match (wanted, calls) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => {
+            let why = "cannot be combined with tools that may be called; `tool_choice`: \"none\" switches them off";
+            return Err(Refusal::field("response_format", why));
+        }
+        (Some(shape), None) => (shape, "response_format"),
+        (None, Some(conversation)) => match calls_shape(chat, conversation)? {
+            Some(shape) => (shape, "tools"),
+            None => return Ok(None),
+        },
+    };
+    match chat.shape(&shape, conversation.is_some()) {
+        Ok(shape) => Ok(Some(shape)),
+        // Where nobody promised that calls are valid, a schema that cannot be followed leaves them to the model.
+        Err(_)
+            if matches!(&shape, Shape::Calls(calls) if !calls.required) && !conversation.is_some_and(|c| c.strict) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(Refusal::field(field, error.to_string())),
+    }
+}
+
+/// The calls that a conversation's answer may hold.
+fn calls_shape(chat: &ChatModel, conversation: &Chat) -> Result<Option<Shape>, Refusal> {
+    let Some(form) = chat.template()?.tool_form() else { return Ok(None) };
+    let named = match &conversation.choice {
+        ToolChoice::Named(name) => Some(name.as_str()),
+        _ => None,
+    };
+    let tool = |tool: &Value| {
+        let function = &tool["function"];
+        (function["name"].as_str().unwrap_or_default().to_owned(), function["parameters"].clone())
+    };
+    let tools = conversation.tools.iter().map(tool).filter(|(name, _)| named.is_none_or(|n| n == name));
+    Ok(Some(Shape::Calls(Calls {
+        form,
+        tools: tools.collect(),
+        required: conversation.choice != ToolChoice::Auto,
+        parallel: conversation.parallel && named.is_none(),
+    })))
+}
+
 /// The engine's request for an input.
 fn request(
     chat: &ChatModel,
     input: &Input,
     aliased: Thinking,
     options: &TextOptions,
+    replays: &Replays,
 ) -> Result<(Request, Transcriber), Refusal> {
     match input {
         Input::Text(text) => Ok(chat.complete(text, options)?),
@@ -259,6 +368,7 @@ fn request(
             let render = RenderOptions {
                 tools: if offered { conversation.tools.clone() } else { Vec::new() },
                 thinking,
+                replays: replays.of(conversation),
                 now: Clock { unix_seconds: unix_now() as i64, utc_offset_seconds: 0 },
                 ..RenderOptions::default()
             };
@@ -273,6 +383,7 @@ fn sink(
     mut transcriber: Transcriber,
     lane: Lane,
     sender: UnboundedSender<(usize, Piece)>,
+    replays: Replays,
 ) -> impl FnMut(Event<'_>) -> Flow + Send + 'static {
     let send = move |piece: Piece| {
         let waiting = lane.waiting.fetch_add(1, Ordering::Relaxed) + 1;
@@ -288,7 +399,10 @@ fn sink(
     // White space before the first word of reasoning and answer belongs to neither, if there is reasoning.
     let (mut reasoned, mut reasoning_begun, mut text_begun) = (false, false, false);
     move |event| {
-        if let Event::Prompt { position: _, logprob, top, token } = event {
+        if let Event::Embedding(state) = event {
+            return send(Piece::Embedding(state.to_vec()));
+        }
+        if let Event::Prompt { logprob, top, token, .. } = event {
             return send(Piece::Prompt(Scored { token, logprob, top: top.to_vec() }));
         }
         transcriber.event(event, |event| {
@@ -309,8 +423,10 @@ fn sink(
                     (reasoned, text_begun) = (true, false);
                     Piece::TextWasReasoning
                 }
-                ChatEvent::ToolCall { mut call, raw: _ } => {
-                    call.id = Some(format!("call_{}", random_id()));
+                ChatEvent::ToolCall { mut call, raw } => {
+                    let id = format!("call_{}", random_id());
+                    replays.keep(&id, raw);
+                    call.id = Some(id);
                     Piece::Call(call)
                 }
                 // What is no call is shown as it is.
@@ -325,6 +441,22 @@ fn sink(
             }
         })
     }
+}
+
+/// Tokens of an ask's prompt.
+pub(crate) async fn count(app: &Arc<App>, ask: Ask) -> Result<usize, Refusal> {
+    let (name, aliased) = app.models.resolve(&ask.model)?;
+    let served = app.models.get(&name).await?;
+    let replays = app.replays.clone();
+    let counted = tokio::task::spawn_blocking(move || {
+        let options = ask.wish.options(&served.defaults, 0);
+        let prompts = ask
+            .inputs
+            .iter()
+            .map(|input| Ok(request(&served.chat, input, aliased, &options, &replays)?.0.prompt.len()));
+        prompts.sum::<Result<usize, Refusal>>()
+    });
+    counted.await.map_err(|_| Refusal::Failed("counting broke off".into()))?
 }
 
 /// Answers an ask in a dialect, whole or streamed.
@@ -431,6 +563,7 @@ impl<E: Encode> Stream<E> {
         }
         while out.is_empty() {
             match tokio::time::timeout(KEEP_ALIVE, self.answer.next_in_time(self.begun)).await {
+                Err(_) if E::ALIVE.is_empty() => {}
                 Err(_) => out.push_str(E::ALIVE),
                 Ok(None) => {
                     self.closed = true;

@@ -44,6 +44,8 @@ pub(crate) struct Chat {
     pub(crate) choice: ToolChoice,
     /// Whether several calls may be made at once.
     pub(crate) parallel: bool,
+    /// Whether a tool was promised valid arguments.
+    pub(crate) strict: bool,
     pub(crate) thinking: Thinking,
 }
 
@@ -88,6 +90,10 @@ pub(crate) struct Wish {
     pub(crate) logprobs: Option<usize>,
     pub(crate) prompt_logprobs: Option<usize>,
     pub(crate) ignore_end: bool,
+    /// Context that the client counts on.
+    pub(crate) least_context: Option<usize>,
+    /// The prompt's hidden state instead of an answer.
+    pub(crate) embed: bool,
     pub(crate) format: Format,
     pub(crate) priority: Priority,
     /// Separates prefix caches.
@@ -122,6 +128,7 @@ impl Wish {
             priority: self.priority,
             salt: self.tenant.clone().into_bytes(),
             lead: self.lead.clone(),
+            shape: None,
         }
     }
 }
@@ -147,6 +154,8 @@ pub(crate) enum Piece {
     Given(Vec<u32>),
     /// A token of the prompt, from the second on.
     Prompt(Scored),
+    /// The prompt's hidden state, if asked for instead of an answer.
+    Embedding(Vec<f32>),
     Reasoning(String),
     Text(String),
     /// What came as text was reasoning.
@@ -169,6 +178,7 @@ pub(crate) struct Choice {
     pub(crate) calls: Vec<ToolCall>,
     pub(crate) given: Vec<u32>,
     pub(crate) prompt: Vec<Scored>,
+    pub(crate) embedding: Vec<f32>,
     /// Scored tokens of the reasoning, and those of the answer.
     pub(crate) tokens: [Vec<Scored>; 2],
     /// Scored tokens whose text has not come yet.
@@ -185,6 +195,7 @@ impl Choice {
             Piece::Accepted { prompt, cached } => self.accepted = Some((*prompt, *cached)),
             Piece::Given(tokens) => self.given = tokens.clone(),
             Piece::Prompt(scored) => self.prompt.push(scored.clone()),
+            Piece::Embedding(state) => self.embedding = state.clone(),
             Piece::Reasoning(text) => {
                 self.reasoning.push_str(text);
                 self.tokens[0].append(&mut self.pending);

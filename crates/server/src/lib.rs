@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use dialects::check_request;
 pub use guard::Access;
 pub use listen::{Bound, serve};
 pub use log::Log;
@@ -93,6 +94,8 @@ struct App {
     limits: Limits,
     metrics: metrics::Metrics,
     log: Log,
+    /// Exact texts of calls that were made, by id.
+    replays: answer::Replays,
     /// Told to stop: nothing new is taken.
     draining: AtomicBool,
     /// The time for draining is over: what still runs ends now.

@@ -44,6 +44,7 @@ async fn run(options: ServeOptions, store: Arc<dyn Store>, bound: Bound<'_>) -> 
         limits: options.limits,
         metrics: Default::default(),
         log: options.log,
+        replays: Default::default(),
         draining: AtomicBool::new(false),
         over: tokio::sync::watch::channel(false).0,
     });
@@ -103,15 +104,10 @@ async fn run(options: ServeOptions, store: Arc<dyn Store>, bound: Bound<'_>) -> 
 
 /// Loads what is kept, then unloads idle models from time to time.
 async fn load_and_tidy(app: Arc<App>) {
-    for name in app.models.kept() {
-        let resolved = app.models.resolve(name).map(|(name, _)| name);
-        let loaded = match resolved {
-            Ok(name) => app.models.get(&name).await.map(drop),
-            Err(refusal) => Err(refusal),
-        };
-        let error = loaded.err().map(|refusal| refusal.to_string());
-        app.log.line(&json!({"event": "loaded", "model": name, "error": error}));
+    for (model, refusal) in app.models.load_kept().await {
+        app.log.line(&json!({"event": "not_loaded", "model": model, "error": refusal.to_string()}));
     }
+    app.log.line(&json!({"event": "loaded", "ready": app.models.ready()}));
     loop {
         tokio::time::sleep(TIDY).await;
         app.models.unload_idle().await;

@@ -1,6 +1,7 @@
 //! The models that a server offers: by name, loaded when wanted, unloaded when idle or when memory is short.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -116,11 +117,18 @@ pub(crate) struct Models {
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     /// One at a time makes room and loads.
     loading: tokio::sync::Mutex<()>,
+    ready: AtomicBool,
 }
 
 impl Models {
     pub(crate) fn new(store: Arc<dyn Store>, options: ModelOptions) -> Self {
-        Models { store, options, slots: Mutex::default(), loading: tokio::sync::Mutex::default() }
+        Models {
+            store,
+            options,
+            slots: Mutex::default(),
+            loading: tokio::sync::Mutex::default(),
+            ready: AtomicBool::new(false),
+        }
     }
 
     /// What there is, the kept ones first.
@@ -254,13 +262,25 @@ impl Models {
         }
     }
 
-    /// Whether all models that are kept are loaded.
+    /// Whether the models that are kept have been loaded. One that later made room for another is loaded again on demand.
     pub(crate) fn ready(&self) -> bool {
-        let loaded = self.loaded();
-        self.options.kept.iter().all(|name| loaded.iter().any(|(served, _)| served.offer.name == *name))
+        self.ready.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn kept(&self) -> &[String] {
-        &self.options.kept
+    /// Loads what is kept. Returns what could not be loaded, and why.
+    pub(crate) async fn load_kept(self: &Arc<Self>) -> Vec<(String, Refusal)> {
+        let mut faults = Vec::new();
+        for name in &self.options.kept {
+            // A request's patience is not enough for the largest models.
+            let result = loop {
+                match self.get(name).await {
+                    Err(Refusal::Unavailable(_)) if self.slot(name).state.try_lock().is_err() => {}
+                    result => break result,
+                }
+            };
+            faults.extend(result.err().map(|refusal| (name.clone(), refusal)));
+        }
+        self.ready.store(faults.is_empty(), Ordering::Relaxed);
+        faults
     }
 }

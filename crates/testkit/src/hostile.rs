@@ -8,13 +8,13 @@ use fathom_core::DType;
 use fathom_files::Archive;
 use fathom_model::{Model, Options};
 use fathom_text::{
-    ChatMessage, ChatTemplate, HuggingFaceTexts, ReasoningEvent, ReasoningParser, RenderOptions, Role, Specials,
-    StopMatcher, StreamDecoder, Tokenizer, ToolEvent, ToolForm, ToolParser, VocabSource,
+    ChatMessage, ChatTemplate, GrammarMaker, HuggingFaceTexts, ReasoningEvent, ReasoningParser, RenderOptions, Role,
+    Shape, Specials, StopMatcher, StreamDecoder, TokenRef, Tokenizer, ToolEvent, ToolForm, ToolParser, VocabSource,
 };
 use std::hint::black_box;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 /// A check of one parser.
 pub type Check = fn(&[u8]);
@@ -30,6 +30,7 @@ pub const CHECKS: &[(&str, &str, Check)] = &[
     ("streams", "golden_chat.json", streams),
     ("picture", ".png", picture),
     ("pickle", "pytorch_model.bin", pickle),
+    ("grammar", "config.json", grammar),
 ];
 
 /// A picture: what is accepted has the pixels that it says, and can be scaled and written.
@@ -74,6 +75,31 @@ pub fn config(data: &[u8]) {
     let path = scratch(&[("only/config.json", data)]).join("only/config.json");
     if let Ok(model) = Model::open(&path, &Options::default()) {
         black_box((model.spec.parameters(), model.spec.kv_bytes_per_token(DType::F16)));
+    }
+}
+
+/// A shape from a client, as JSON Schema, regular expression and Lark: it compiles or not, and what compiles can be followed
+/// for a while.
+pub fn grammar(data: &[u8]) {
+    static MAKER: LazyLock<GrammarMaker> = LazyLock::new(|| {
+        let mut source = source(SOUND_TOKENIZER, None);
+        source.eos = Some(TokenRef::Id(1));
+        let tokenizer = Tokenizer::new(&source).expect("the golden tokenizer is sound");
+        GrammarMaker::new(Arc::new(tokenizer)).expect("it has a token that ends answers")
+    });
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut shapes = vec![Shape::Regex(text.into()), Shape::Lark(text.into())];
+    shapes.extend(serde_json::from_str(text).map(Shape::Schema));
+    for grammar in shapes.iter().filter_map(|shape| MAKER.compile(shape, true).ok()) {
+        let mut guide = grammar.start();
+        for _ in 0..8 {
+            let Ok(mask) = guide.mask() else { break };
+            let Some(word) = mask.iter().position(|word| *word != 0) else { break };
+            let token = word as u32 * 32 + mask[word].trailing_zeros();
+            if !matches!(guide.take(token), Ok(false)) {
+                break;
+            }
+        }
     }
 }
 
@@ -122,7 +148,7 @@ pub fn streams(data: &[u8]) {
     for inside in [false, true] {
         assert_eq!(reasoning(&pieces, inside), reasoning(&all, inside), "reasoning in pieces, whole");
     }
-    for form in [ToolForm::DeepSeek, ToolForm::Hermes] {
+    for form in [ToolForm::R1, ToolForm::Hermes] {
         assert_eq!(tools(&pieces, form), tools(&all, form), "tool calls in pieces, whole");
     }
     assert_eq!(stop(&pieces), stop(&all), "stop strings in pieces, whole");

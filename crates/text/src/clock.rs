@@ -32,7 +32,7 @@ impl Clock {
     ///
     /// # Errors
     /// The directive, if it is not one of `%Y %y %m %-m %d %-d %e %H %-H %I %-I %M %S %p %B %b %h %A %a %j %F %T %D %R %s %z %Z %n %t %%`.
-    pub(crate) fn strftime(&self, format: &str) -> Result<String, String> {
+    pub fn strftime(&self, format: &str) -> Result<String, String> {
         // 400 years hold 146,097 days; bounding the moment keeps all sums in range.
         let seconds = self.unix_seconds.clamp(-60_000_000_000, 250_000_000_000) + i64::from(self.utc_offset_seconds);
         let days = seconds.div_euclid(86_400);

@@ -125,4 +125,10 @@ pub enum TextError {
         /// Which budget, with its size.
         limit: String,
     },
+    /// A schema, expression or grammar that cannot be followed.
+    #[error("the output's shape: {reason}")]
+    Grammar {
+        /// What is not understood, too large, or impossible.
+        reason: String,
+    },
 }

@@ -9,7 +9,7 @@
 //! What it must not know: files, models' shapes, HTTP dialects, clocks, the environment. It sees no other crate of fathom.
 //!
 //! Where to start reading: `source.rs`, then `tokenizer.rs` and `template.rs`. Names of pre-tokenizers live in `pre.rs`,
-//! names of tool forms in `tools.rs`.
+//! names of tool forms in `tools.rs`. `grammar.rs` holds answers to a shape.
 //!
 //! ```
 //! use fathom_text::{Specials, Tokenizer, VocabLists, VocabSource, Vocabulary};
@@ -28,6 +28,7 @@
 mod bytes;
 mod clock;
 mod error;
+mod grammar;
 mod hold;
 mod json;
 mod pre;
@@ -44,6 +45,7 @@ mod tools;
 pub use bytes::{StreamDecoder, byte_level};
 pub use clock::Clock;
 pub use error::{Result, TextError};
+pub use grammar::{Calls, Grammar, GrammarMaker, Guide, Shape};
 pub use pre::known_pre_tokenizers;
 pub use ranks::merges_from_ranks;
 pub use reasoning::{ReasoningEvent, ReasoningParser, THINK_CLOSE, THINK_OPEN, ends_in_open_think, split_reasoning};

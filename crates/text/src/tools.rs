@@ -23,8 +23,10 @@ pub struct ToolCall {
 /// How a model writes tool calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToolForm {
-    /// DeepSeek R1 and V3.1.
-    DeepSeek,
+    /// DeepSeek R1 and V3: arguments in a fenced block.
+    R1,
+    /// DeepSeek V3.1.
+    V31,
     /// Hermes, Qwen.
     Hermes,
 }
@@ -62,7 +64,7 @@ impl ToolForm {
     /// The form whose tags a chat template uses, if any.
     pub fn of_template(source: &str) -> Option<Self> {
         if source.contains(CALL_BEGIN) {
-            Some(Self::DeepSeek)
+            Some(if source.contains("```json") { Self::R1 } else { Self::V31 })
         } else if source.contains(HERMES_BEGIN) {
             Some(Self::Hermes)
         } else {
@@ -73,7 +75,7 @@ impl ToolForm {
     /// Tags that leave ordinary text: the call's own first.
     fn openers(self) -> &'static [&'static str] {
         match self {
-            Self::DeepSeek => &[CALL_BEGIN, SECTION_BEGIN],
+            Self::R1 | Self::V31 => &[CALL_BEGIN, SECTION_BEGIN],
             Self::Hermes => &[HERMES_BEGIN],
         }
     }
@@ -81,15 +83,62 @@ impl ToolForm {
     /// Tags that end a call: its own first; models also forget it before the next tag.
     fn closers(self) -> &'static [&'static str] {
         match self {
-            Self::DeepSeek => &[CALL_END, SECTION_END, CALL_BEGIN],
+            Self::R1 | Self::V31 => &[CALL_END, SECTION_END, CALL_BEGIN],
             Self::Hermes => &[HERMES_END, HERMES_BEGIN],
         }
     }
 
     fn parse(self, body: &str) -> Result<ToolCall, String> {
         match self {
-            Self::DeepSeek => parse_deepseek(body),
+            Self::R1 | Self::V31 => parse_deepseek(body),
             Self::Hermes => parse_hermes(body),
+        }
+    }
+}
+
+/// The marks around calls, as a grammar needs them. An empty one is not written.
+pub(crate) struct CallMarks {
+    /// Before all calls.
+    pub(crate) open: &'static str,
+    /// Before a call.
+    pub(crate) begin: &'static str,
+    /// Behind a call.
+    pub(crate) end: &'static str,
+    /// Between two calls.
+    pub(crate) between: &'static str,
+    /// Behind all calls.
+    pub(crate) close: &'static str,
+}
+
+impl CallMarks {
+    /// Every mark of every form that may be a token of its own.
+    pub(crate) const ALL: [&'static str; 7] =
+        [SECTION_BEGIN, SECTION_END, CALL_BEGIN, CALL_END, SEPARATOR, HERMES_BEGIN, HERMES_END];
+}
+
+impl ToolForm {
+    /// The marks around calls.
+    pub(crate) fn marks(self) -> CallMarks {
+        match self {
+            Self::R1 | Self::V31 => CallMarks {
+                open: SECTION_BEGIN,
+                begin: CALL_BEGIN,
+                end: CALL_END,
+                between: if self == Self::R1 { "\n" } else { "" },
+                close: SECTION_END,
+            },
+            Self::Hermes => CallMarks { open: "", begin: HERMES_BEGIN, end: HERMES_END, between: "\n", close: "" },
+        }
+    }
+
+    /// What stands around the arguments of a call of `name` between its marks, before and behind; a part is a mark or text.
+    pub(crate) fn around(self, name: &str) -> [Vec<(String, bool)>; 2] {
+        let text = |text: &str| (text.to_owned(), false);
+        let separator = (SEPARATOR.to_owned(), true);
+        match self {
+            Self::R1 => [vec![text("function"), separator, text(&format!("{name}\n```json\n"))], vec![text("\n```")]],
+            Self::V31 => [vec![text(name), separator], vec![]],
+            Self::Hermes => [vec![text(&format!("\n{{\"name\": \"{name}\", \"arguments\": "))], vec![text("}\n")]],
         }
     }
 }
@@ -184,7 +233,7 @@ impl ToolParser {
                             emit_call(self.form, &rest[begin..body_end], &rest[..raw_end], emit);
                             at += raw_end;
                             self.state = match self.form {
-                                ToolForm::DeepSeek => State::Section,
+                                ToolForm::R1 | ToolForm::V31 => State::Section,
                                 ToolForm::Hermes => State::Text,
                             };
                         }
@@ -298,7 +347,7 @@ mod tests {
     fn r1_form_with_two_calls_and_text_around() {
         let text = format!("Sure.<｜tool▁calls▁begin｜>{R1_F}\n{R1_G}<｜tool▁calls▁end｜>done");
         assert_eq!(
-            parse(ToolForm::DeepSeek, &[&text]),
+            parse(ToolForm::R1, &[&text]),
             [
                 Got::Text("Sure.".into()),
                 call("f", "{\"a\": \"x\\n```\"}", R1_F),
@@ -311,16 +360,13 @@ mod tests {
     #[test]
     fn r1_call_never_closed_by_a_section_end() {
         let text = format!("<｜tool▁calls▁begin｜>{R1_F}");
-        assert_eq!(parse(ToolForm::DeepSeek, &[&text]), [call("f", "{\"a\": \"x\\n```\"}", R1_F)]);
+        assert_eq!(parse(ToolForm::R1, &[&text]), [call("f", "{\"a\": \"x\\n```\"}", R1_F)]);
     }
 
     #[test]
     fn v31_form_without_separators() {
         let text = format!("<｜tool▁calls▁begin｜>{V31_F}{V31_F}<｜tool▁calls▁end｜>");
-        assert_eq!(
-            parse(ToolForm::DeepSeek, &[&text]),
-            [call("f", "{\"a\": 1}", V31_F), call("f", "{\"a\": 1}", V31_F)]
-        );
+        assert_eq!(parse(ToolForm::R1, &[&text]), [call("f", "{\"a\": 1}", V31_F), call("f", "{\"a\": 1}", V31_F)]);
     }
 
     #[test]
@@ -328,7 +374,7 @@ mod tests {
         let open = "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{}";
         let text = format!("{open}{V31_F}{open}<｜tool▁calls▁end｜>.");
         assert_eq!(
-            parse(ToolForm::DeepSeek, &[&text]),
+            parse(ToolForm::R1, &[&text]),
             [call("f", "{}", open), call("f", "{\"a\": 1}", V31_F), call("f", "{}", open), Got::Text(".".into())]
         );
     }
@@ -349,11 +395,11 @@ mod tests {
     #[test]
     fn what_is_no_call_is_handed_back_whole() {
         for (form, raw) in [
-            (ToolForm::DeepSeek, "<｜tool▁call▁begin｜>f {}<｜tool▁call▁end｜>"),
-            (ToolForm::DeepSeek, "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"a\": <｜tool▁call▁end｜>"),
-            (ToolForm::DeepSeek, "<｜tool▁call▁begin｜>f<｜tool▁sep｜>[1]<｜tool▁call▁end｜>"),
-            (ToolForm::DeepSeek, "<｜tool▁call▁begin｜><｜tool▁sep｜>{}<｜tool▁call▁end｜>"),
-            (ToolForm::DeepSeek, "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"never"),
+            (ToolForm::R1, "<｜tool▁call▁begin｜>f {}<｜tool▁call▁end｜>"),
+            (ToolForm::R1, "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"a\": <｜tool▁call▁end｜>"),
+            (ToolForm::R1, "<｜tool▁call▁begin｜>f<｜tool▁sep｜>[1]<｜tool▁call▁end｜>"),
+            (ToolForm::R1, "<｜tool▁call▁begin｜><｜tool▁sep｜>{}<｜tool▁call▁end｜>"),
+            (ToolForm::R1, "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"never"),
             (ToolForm::Hermes, "<tool_call>{\"arguments\": {}}</tool_call>"),
             (ToolForm::Hermes, "<tool_call>call f</tool_call>"),
             (ToolForm::Hermes, "<tool_call>{\"name\": \"f\", \"arguments\": 3}</tool_call>"),
@@ -364,7 +410,8 @@ mod tests {
 
     #[test]
     fn the_form_is_read_off_the_template() {
-        assert_eq!(ToolForm::of_template("..<｜tool▁call▁begin｜>.."), Some(ToolForm::DeepSeek));
+        assert_eq!(ToolForm::of_template("..<｜tool▁call▁begin｜>.."), Some(ToolForm::V31));
+        assert_eq!(ToolForm::of_template("..<｜tool▁call▁begin｜>..```json"), Some(ToolForm::R1));
         assert_eq!(ToolForm::of_template("..<tool_call>.."), Some(ToolForm::Hermes));
         assert_eq!(ToolForm::of_template("{{ messages }}"), None);
     }
@@ -383,7 +430,7 @@ mod tests {
             hermes: bool,
             seed: u64,
         ) {
-            let form = if hermes { ToolForm::Hermes } else { ToolForm::DeepSeek };
+            let form = if hermes { ToolForm::Hermes } else { ToolForm::R1 };
             let text = parts.concat();
             let mut pieces: Vec<String> = vec![String::new()];
             for (index, c) in text.chars().enumerate() {

@@ -106,7 +106,7 @@ fn earlier_calls_are_repeated_exactly() {
         }
     }
     let [llama, qwen, v31] = [LLAMA, QWEN, V31].map(|file| published(file).tool_form());
-    assert_eq!([llama, qwen, v31], [Some(ToolForm::DeepSeek); 3]);
+    assert_eq!([llama, qwen, v31], [ToolForm::R1, ToolForm::R1, ToolForm::V31].map(Some));
 }
 
 #[test]
@@ -129,4 +129,23 @@ fn the_built_in_template_of_deepseek_llm() {
     assert_eq!(text, "<｜begin▁of▁sentence｜>s\n\nUser: a\n\nAssistant: b<｜end▁of▁sentence｜>User: c\n\nAssistant:");
     let refused = template.render(&[say(Role::Tool, "x")], &RenderOptions::default()).unwrap_err();
     assert!(matches!(refused, TextError::TemplateRender { .. }), "{refused}");
+}
+
+#[test]
+fn a_call_is_repeated_as_the_model_wrote_it() {
+    let mut asks = ChatMessage::new(Role::Assistant, "");
+    let call =
+        |id: &str, arguments: &str| ToolCall { id: Some(id.into()), name: "f".into(), arguments: arguments.into() };
+    asks.tool_calls = vec![call("1", "{\"a\": 1}"), call("2", "{\"a\": 1}")];
+    let messages = [ChatMessage::new(Role::User, "x"), asks];
+    let odd = "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"a\":   1}<｜tool▁call▁end｜>";
+    let render = |replays: &[(&str, &str)]| {
+        let replays = replays.iter().map(|(id, raw)| ((*id).to_owned(), (*raw).to_owned())).collect();
+        published(V31).render(&messages, &RenderOptions { replays, ..RenderOptions::default() }).unwrap().text
+    };
+    let plain = render(&[]);
+    let usual = "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"a\": 1}<｜tool▁call▁end｜>";
+    assert_eq!(plain.matches(usual).count(), 2, "{plain}");
+    assert_eq!(render(&[("2", odd)]), plain.replacen(usual, "@", 1).replace(usual, odd).replace('@', usual));
+    assert_eq!(render(&[("3", odd)]), plain, "nobody's call");
 }

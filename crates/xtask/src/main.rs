@@ -7,6 +7,7 @@
 
 mod check;
 mod claims;
+mod clients;
 mod soak;
 mod source;
 mod test;

@@ -76,6 +76,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     if options.full {
         steps.push(("fuzz", cargo(&["check", "--manifest-path", "fuzz/Cargo.toml", "--bins"])));
         steps.push(("release", Box::new(|_| release(root))));
+        steps.push(("clients", Box::new(|tally| crate::clients::run(root, &target(root), &mut tally.skipped))));
         steps.push(("golden", Box::new(|tally| shared_data_is_used(root, tally))));
     }
 

@@ -130,7 +130,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             Event::Picture { index: 0, picture, preview: true, .. } => Told::Preview(picture.clone()),
             Event::Finished { reason, usage } => Told::Done(reason, usage),
             Event::Failed(error) => Told::Failed(error),
-            Event::Picture { .. } | Event::Accepted { .. } | Event::Prompt { .. } | Event::Token { .. } => {
+            Event::Picture { .. }
+            | Event::Accepted { .. }
+            | Event::Prompt { .. }
+            | Event::Embedding(_)
+            | Event::Token { .. } => {
                 return Flow::Continue;
             }
         };

@@ -5,7 +5,7 @@ use fathom_text::{ChatMessage, Role, ToolCall};
 use serde_json::{Value, json};
 
 use crate::Refusal;
-use crate::ask::Wish;
+use crate::ask::{ToolChoice, Wish};
 use crate::fields::{Field, Fields, Kind, Role as FieldRole};
 
 /// Messages of a conversation at most.
@@ -82,6 +82,26 @@ pub(super) fn tool(place: &str, function: Value) -> Result<Value, Refusal> {
     }
     function["parameters"] = parameters;
     Ok(json!({"type": "function", "function": function}))
+}
+
+/// The choice of one tool by name.
+pub(super) fn named(name: String, tools: &[Value]) -> Result<ToolChoice, Refusal> {
+    if tools.iter().any(|tool| tool["function"]["name"] == name.as_str()) {
+        return Ok(ToolChoice::Named(name));
+    }
+    Err(Refusal::field("tool_choice", format!("no tool is called `{name}`")))
+}
+
+/// OpenAI's words for whether tools are called.
+pub(super) fn choice_word(word: Option<Value>, tools: &[Value]) -> Result<ToolChoice, Refusal> {
+    let refuse = |why: &str| Err(Refusal::field("tool_choice", why));
+    match word.as_ref().map(|w| w.as_str()) {
+        None | Some(Some("auto")) => Ok(ToolChoice::Auto),
+        Some(Some("none")) => Ok(ToolChoice::None),
+        Some(Some("required")) if tools.is_empty() => refuse("is `required`, but there are no tools"),
+        Some(Some("required")) => Ok(ToolChoice::Required),
+        Some(_) => refuse("is one of `none`, `auto`, `required`, or names a function"),
+    }
 }
 
 /// A call out of an earlier turn.

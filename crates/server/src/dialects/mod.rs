@@ -1,7 +1,11 @@
 //! The languages that clients speak, one file each, over the neutral `Ask` and `Piece`. Their names stand nowhere else.
 
+mod anthropic;
 mod chat;
+mod deepseek;
+mod ollama;
 mod openai;
+mod openapi;
 mod service;
 
 use std::sync::Arc;
@@ -18,7 +22,12 @@ use crate::{App, Refusal};
 
 /// All paths.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let router = Router::new().merge(service::routes()).merge(openai::routes());
+    let router = Router::new()
+        .merge(service::routes())
+        .merge(openai::routes())
+        .merge(deepseek::routes())
+        .merge(anthropic::routes())
+        .merge(ollama::routes());
     router
         .method_not_allowed_fallback(wrong_method)
         .fallback_service(nothing_here.into_service())
@@ -36,8 +45,12 @@ async fn wrong_method(request: Request) -> Refusal {
 
 /// Status and body of a refusal in the shape of the path's dialect.
 pub(crate) fn error(path: &str, refusal: &Refusal, request_id: &str) -> (u16, Value) {
-    let _ = path;
-    openai::error(refusal, request_id)
+    match path {
+        path if anthropic::owns(path) => anthropic::error(refusal, request_id),
+        path if ollama::owns(path) => ollama::error(refusal, request_id),
+        path if deepseek::owns(path) => deepseek::error(refusal, request_id),
+        _ => openai::error(refusal, request_id),
+    }
 }
 
 /// A request's body as JSON, and its id.
@@ -56,6 +69,23 @@ pub(crate) async fn body(app: &App, request: Request) -> Result<(Value, String),
     })?;
     let value = serde_json::from_slice(&bytes);
     Ok((value.map_err(|e| Refusal::Malformed(format!("the body is no JSON: {e}")))?, id))
+}
+
+/// Reads a request as the dialect of its path would, without answering it.
+///
+/// # Errors
+/// The refusal that a client would get.
+pub fn check_request(path: &str, body: &[u8]) -> Result<(), Refusal> {
+    let value: Value = serde_json::from_slice(body).map_err(|e| Refusal::Malformed(e.to_string()))?;
+    match path {
+        "/v1/chat/completions" => openai::chat::parse_chat(value).map(drop),
+        "/v1/completions" => openai::text::parse(value).map(drop),
+        "/v1/responses" => openai::responses::parse(value).map(drop),
+        "/v1/messages" => anthropic::parse(value).map(drop),
+        "/api/chat" => ollama::parse_chat(value).map(drop),
+        "/api/generate" => ollama::parse_generate(value).map(drop),
+        other => Err(Refusal::NoPath(other.to_owned())),
+    }
 }
 
 /// Routes of one dialect.

@@ -14,8 +14,11 @@ use crate::answer;
 use crate::{App, Refusal, page};
 
 pub(super) fn routes() -> Routes {
-    let mut routes =
-        Routes::new().route("/health", get(health)).route("/ready", get(ready)).route("/metrics", get(metrics));
+    let mut routes = Routes::new()
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/openapi.json", get(super::openapi::document));
     for file in &page::FILES {
         routes = routes.route(file.path, get(move || async move { page(file) }));
     }

@@ -67,7 +67,7 @@ pub(in crate::dialects) const CHAT: &[Field] = &[
     Field("function_call", Kind::Any, Role::Refused(&["\"none\""])),
 ];
 
-const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"];
+pub(in crate::dialects) const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"];
 
 /// Reasoning tokens that little effort may spend. DeepSeek's API has three levels; here there are this one and no bound.
 pub(in crate::dialects) const LITTLE_EFFORT: usize = 1024;
@@ -146,13 +146,14 @@ pub(in crate::dialects) fn parse_chat(value: Value) -> Result<(Ask, Style), Refu
     if let Some(format) = fields.take("response_format") {
         wish.format = response_format(format, "response_format")?;
     }
-    let tools = tools(&mut fields)?;
+    let (tools, strict) = tools(&mut fields)?;
     let choice = tool_choice(&mut fields, &tools)?;
     let mut conversation = Chat {
         messages: messages(&mut fields, &mut wish)?,
         tools,
         choice,
         parallel: fields.bool("parallel_tool_calls").unwrap_or(true),
+        strict,
         thinking,
     };
     if !wish.lead.is_empty() && conversation.thinking == Thinking::Default {
@@ -254,13 +255,18 @@ pub(in crate::dialects) fn response_format(value: Value, place: &str) -> Result<
     Ok(format)
 }
 
-fn tools(fields: &mut Fields) -> Result<Vec<Value>, Refusal> {
+/// Definitions, and whether one of them is strict.
+fn tools(fields: &mut Fields) -> Result<(Vec<Value>, bool), Refusal> {
+    let mut strict = false;
     let read = |(i, value)| {
         let place = format!("tools[{i}]");
         let mut tool = Fields::read(TOOL, value, &place)?;
-        chat::tool(&format!("{place}.function"), tool.take("function").unwrap_or_default())
+        let function = tool.take("function").unwrap_or_default();
+        strict |= function["strict"] == true;
+        chat::tool(&format!("{place}.function"), function)
     };
-    fields.list("tools").into_iter().enumerate().map(read).collect()
+    let tools = fields.list("tools").into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
+    Ok((tools, strict))
 }
 
 const NAMED: &[Field] =
@@ -268,25 +274,13 @@ const NAMED: &[Field] =
 const NAME: &[Field] = &[Field("name", Kind::Text, Role::Required)];
 
 fn tool_choice(fields: &mut Fields, tools: &[Value]) -> Result<ToolChoice, Refusal> {
-    let choice = match fields.take("tool_choice") {
-        None => ToolChoice::Auto,
-        Some(Value::String(word)) => match word.as_str() {
-            "auto" => ToolChoice::Auto,
-            "none" => ToolChoice::None,
-            "required" => ToolChoice::Required,
-            _ => return fields.refuse("tool_choice", "is one of `none`, `auto`, `required`, or names a function"),
-        },
-        Some(value) => {
-            let mut named = Fields::read(NAMED, value, "tool_choice")?;
+    match fields.take("tool_choice") {
+        Some(Value::Object(named)) => {
+            let mut named = Fields::read(NAMED, Value::Object(named), "tool_choice")?;
             let function = named.object("function", NAME)?;
-            ToolChoice::Named(function.and_then(|mut f| f.take_text("name")).unwrap_or_default())
+            chat::named(function.and_then(|mut f| f.take_text("name")).unwrap_or_default(), tools)
         }
-    };
-    let known = |name: &str| tools.iter().any(|tool| tool["function"]["name"] == name);
-    match &choice {
-        ToolChoice::Named(name) if !known(name) => fields.refuse("tool_choice", format!("no tool is called `{name}`")),
-        ToolChoice::Required if tools.is_empty() => fields.refuse("tool_choice", "`required`, but there are no tools"),
-        _ => Ok(choice),
+        other => chat::choice_word(other, tools),
     }
 }
 
@@ -495,7 +489,12 @@ impl<const PATIENT: bool> Encode for ChatEncoder<PATIENT> {
                 "function": {"name": call.name, "arguments": call.arguments},
             }]}),
             Piece::Done { .. } => json!({}),
-            Piece::Token(_) | Piece::Given(_) | Piece::Prompt(_) | Piece::TextWasReasoning | Piece::Failed(_) => return,
+            Piece::Token(_)
+            | Piece::Given(_)
+            | Piece::Prompt(_)
+            | Piece::Embedding(_)
+            | Piece::TextWasReasoning
+            | Piece::Failed(_) => return,
         };
         let [reasoning, answer] = &so_far.tokens;
         let sent = self.sent[index];

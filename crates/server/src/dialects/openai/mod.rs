@@ -4,7 +4,9 @@
 
 pub(super) mod chat;
 pub(super) mod images;
+pub(super) mod responses;
 pub(super) mod text;
+pub(super) mod vectors;
 
 use std::sync::Arc;
 
@@ -22,6 +24,10 @@ pub(super) fn routes() -> Routes {
     let routes = on(Routes::new(), &["/v1/chat/completions"], post(chat::completions));
     let routes = on(routes, &["/v1/completions"], post(text::completions));
     let routes = on(routes, &["/v1/images/generations"], post(images::generations));
+    let routes = on(routes, &["/v1/responses"], post(responses::create));
+    let routes = on(routes, &["/v1/embeddings"], post(vectors::embeddings));
+    let routes = on(routes, &["/v1/tokenize", "/tokenize"], post(vectors::tokenize));
+    let routes = on(routes, &["/v1/detokenize", "/detokenize"], post(vectors::detokenize));
     let routes = on(routes, &["/v1/models", "/models"], get(models));
     on(routes, &["/v1/models/{*name}", "/models/{*name}"], get(model))
 }
@@ -66,7 +72,7 @@ fn entry(offer: &Offer) -> Value {
     json!({"id": offer.name, "object": "model", "created": offer.modified, "owned_by": "fathom"})
 }
 
-async fn models(State(app): State<Arc<App>>) -> Response {
+pub(in crate::dialects) async fn models(State(app): State<Arc<App>>) -> Response {
     let mut data: Vec<Value> = app.models.offers().iter().map(entry).collect();
     for alias in app.models.aliases() {
         data.push(

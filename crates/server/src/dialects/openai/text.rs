@@ -72,7 +72,7 @@ pub(in crate::dialects) fn parse(value: Value) -> Result<(Ask, Style), Refusal> 
     let options = super::chat::stream_options(&mut fields, stream)?;
     let echo = fields.bool("echo").unwrap_or(false);
     let logprobs = fields.count("logprobs");
-    let mut inputs = prompts(&mut fields)?;
+    let mut inputs = prompts(&mut fields, "prompt")?;
     if let Some(after) = fields.take_text("suffix") {
         if echo {
             return fields.refuse("echo", "cannot be combined with `suffix`");
@@ -121,12 +121,12 @@ pub(in crate::dialects) fn parse(value: Value) -> Result<(Ask, Style), Refusal> 
 }
 
 /// A text, several texts, token ids, or several lists of token ids.
-fn prompts(fields: &mut Fields) -> Result<Vec<Input>, Refusal> {
+pub(in crate::dialects) fn prompts(fields: &mut Fields, name: &str) -> Result<Vec<Input>, Refusal> {
     let tokens = |list: &[Value]| -> Option<Input> {
         let ids = list.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
         ids.collect::<Option<Vec<u32>>>().filter(|ids| !ids.is_empty()).map(Input::Tokens)
     };
-    let inputs = match fields.take("prompt") {
+    let inputs = match fields.take(name) {
         Some(Value::String(text)) => Some(vec![Input::Text(text)]),
         Some(Value::Array(list)) if list.is_empty() || list.len() > PROMPTS && !list[0].is_number() => None,
         Some(Value::Array(list)) if list[0].is_number() => tokens(&list).map(|input| vec![input]),
@@ -141,7 +141,7 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Input>, Refusal> {
         _ => None,
     };
     inputs.map_or_else(
-        || fields.refuse("prompt", format!("must be a text, token ids, or a list of up to {PROMPTS} of either")),
+        || fields.refuse(name, format!("must be a text, token ids, or a list of up to {PROMPTS} of either")),
         Ok,
     )
 }

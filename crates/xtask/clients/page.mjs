@@ -1,0 +1,45 @@
+// The page in Chromium: page.mjs BASE CHROMIUM SCREENSHOT. Asks, waits, stops, changes the language, and takes a picture.
+import assert from "node:assert/strict";
+import { mkdtempSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { chromium } from "playwright-core";
+
+const [base, executablePath, screenshot] = process.argv.slice(2);
+const args = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+const context = await chromium.launchPersistentContext(mkdtempSync(join(tmpdir(), "fathom-page-")), { executablePath, args, locale: "en-GB", viewport: { width: 1000, height: 800 } });
+const page = context.pages()[0] ?? (await context.newPage());
+const faults = [];
+page.on("pageerror", (error) => faults.push(String(error)));
+page.on("console", (message) => message.type() === "error" && faults.push(message.text()));
+page.on("request", (request) => { if (!request.url().startsWith(base) && !request.url().startsWith("data:")) faults.push(`asks elsewhere: ${request.url()}`); });
+
+await page.goto(base);
+await page.waitForFunction(() => document.querySelector("#model").options.length > 0);
+await page.fill("#prompt", "What is 2 + 3?");
+await page.click("#send");
+await page.waitForFunction(() => document.querySelector("#stop").hidden && document.querySelector(".answer .note").textContent, null, { timeout: 120000 });
+const answer = await page.innerText(".answer");
+assert.ok(answer.trim().length > 0, "an answer is shown");
+console.log("ok     page: a streamed answer");
+
+// Markdown, mathematics, and what must not run.
+const shown = await page.evaluate(() => render("**bold** \\(x^2\\) and\n\n$$\\int_0^1 x\\,dx = \\tfrac{1}{2}$$\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n<img src=x onerror=alert(1)><script>alert(1)</" + "script>"));
+for (const part of ["<strong>bold</strong>", "<math", "<msup>", "<table>"]) assert.ok(shown.includes(part), `${part}: ${shown}`);
+for (const part of ["<img", "<script", "onerror"]) assert.ok(!shown.includes(part), `${part}: ${shown}`);
+await page.evaluate((html) => { const e = document.createElement("div"); e.className = "turn"; e.innerHTML = html; document.querySelector("#talk").append(e); }, shown);
+console.log("ok     page: markdown and mathematics, nothing that runs");
+
+await page.selectOption("#language", "de");
+assert.equal(await page.innerText("#send"), "Senden");
+console.log("ok     page: German");
+await page.screenshot({ path: screenshot });
+await page.click("#fresh");
+await page.fill("#prompt", "Count from one to one thousand.");
+await page.click("#send");
+await page.waitForTimeout(150);
+if (await page.isVisible("#stop")) await page.click("#stop");
+await page.waitForFunction(() => document.querySelector("#stop").hidden);
+console.log("ok     page: stop");
+assert.deepEqual(faults, []);
+await context.close();

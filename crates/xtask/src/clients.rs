@@ -1,0 +1,129 @@
+//! Real clients against a real server: the packages that people use, a property tester over the OpenAPI document, and the
+//! page in a browser. Python and Node packages are pinned in `clients/` and installed below the target directory.
+
+use anyhow::{Context, Result, ensure};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// The model that the program carries.
+const MODEL: &str = "mini-r1";
+
+/// A running server; ends with it.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs every client. `skipped` takes the reasons for what could not run here.
+pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Result<()> {
+    let home = target.join("clients");
+    std::fs::create_dir_all(&home)?;
+    let files = root.join("crates/xtask/clients");
+    let (server, base) = start(target)?;
+
+    match python(&home, &files.join("requirements.txt")) {
+        Err(error) => skipped.push(format!("Python's clients: {error:#}")),
+        Ok(bin) => {
+            for script in ["clients.py", "schemas.py"] {
+                check(Command::new(bin.join("python")).arg(files.join(script)).args([&base, MODEL]))?;
+            }
+            // What a model may generate is bounded, so that every request ends.
+            check(
+                Command::new(bin.join("schemathesis"))
+                    .arg("run")
+                    .arg(format!("{base}/openapi.json"))
+                    .args([
+                        "--url",
+                        &base,
+                        "--max-examples",
+                        "20",
+                        "--seed",
+                        "1",
+                        "--request-timeout",
+                        "60",
+                        "--checks",
+                        "not_a_server_error,response_schema_conformance,content_type_conformance",
+                    ])
+                    .current_dir(&home),
+            )?;
+        }
+    }
+    match node(&home, &files) {
+        Err(error) => skipped.push(format!("Node's clients: {error:#}")),
+        Ok(()) => {
+            let script = |name: &str| {
+                let mut command = Command::new("node");
+                command.arg(home.join(name)).arg(&base).current_dir(&home);
+                command
+            };
+            check(script("clients.mjs").arg(MODEL))?;
+            match ["chromium", "chromium-browser", "google-chrome"].iter().find_map(|name| path_of(name)) {
+                None => skipped.push("the page: there is no chromium here".into()),
+                Some(browser) => check(script("page.mjs").arg(browser).arg(home.join("page.png")))?,
+            }
+        }
+    }
+    drop(server);
+    Ok(())
+}
+
+/// Starts the server that was built for release, on any port.
+fn start(target: &Path) -> Result<(Server, String)> {
+    let mut child = Command::new(target.join("release/fathom"))
+        .args(["serve", "--port", "0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the server")?;
+    let stdout = child.stdout.take().context("the server's output")?;
+    let server = Server(child);
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    let base = line.trim().strip_prefix("listening on ").context("the server does not say where it listens")?;
+    Ok((server, base.to_owned()))
+}
+
+fn check(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
+}
+
+fn path_of(program: &str) -> Option<String> {
+    let out = Command::new("which").arg(program).output().ok().filter(|out| out.status.success())?;
+    Some(String::from_utf8(out.stdout).ok()?.trim().to_owned())
+}
+
+/// A virtual environment with what is required; made again when that changes.
+fn python(home: &Path, requirements: &Path) -> Result<std::path::PathBuf> {
+    let (env, stamp) = (home.join("venv"), home.join("requirements.installed"));
+    let wanted = std::fs::read_to_string(requirements)?;
+    if std::fs::read_to_string(&stamp).ok().as_ref() != Some(&wanted) {
+        check(Command::new("python3").args(["-m", "venv"]).arg(&env))?;
+        check(Command::new(env.join("bin/pip")).args(["install", "--quiet", "-r"]).arg(requirements))?;
+        std::fs::write(stamp, wanted)?;
+    }
+    Ok(env.join("bin"))
+}
+
+fn node(home: &Path, files: &Path) -> Result<()> {
+    let wanted = std::fs::read_to_string(files.join("package.json"))?;
+    let installed = home.join("package.json");
+    for name in ["clients.mjs", "page.mjs"] {
+        std::fs::copy(files.join(name), home.join(name))?;
+    }
+    if std::fs::read_to_string(&installed).ok().as_ref() != Some(&wanted) {
+        std::fs::write(&installed, &wanted)?;
+        let done =
+            check(Command::new("npm").args(["install", "--silent", "--no-audit", "--no-fund"]).current_dir(home));
+        if done.is_err() {
+            std::fs::remove_file(&installed)?;
+        }
+        done?;
+    }
+    Ok(())
+}

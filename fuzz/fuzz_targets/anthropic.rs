@@ -1,0 +1,5 @@
+#![no_main]
+//! Anthropic's messages: read or refused, never a panic.
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let _ = fathom_server::check_request("/v1/messages", data);
+});
