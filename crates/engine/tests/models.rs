@@ -201,6 +201,10 @@ impl Runner for Listening {
         self.0.step(batch, out)
     }
 
+    fn hidden(&mut self, row: u32, out: &mut Vec<f32>) -> fathom_engine::Result<()> {
+        self.0.hidden(row, out)
+    }
+
     fn copy_block(&mut self, from: u32, to: u32, tokens: usize) -> fathom_engine::Result<()> {
         self.0.copy_block(from, to, tokens)
     }

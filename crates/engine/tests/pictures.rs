@@ -99,7 +99,7 @@ fn sink(to: &Arc<Mutex<Drawn>>, stop: usize) -> Box<dyn fathom_engine::Sink> {
             Event::Token { token, .. } => to.tokens.push(token),
             Event::Finished { reason, .. } => to.end = Some(reason),
             Event::Failed(error) => panic!("{error}"),
-            Event::Accepted { .. } | Event::Prompt { .. } => {}
+            Event::Accepted { .. } | Event::Prompt { .. } | Event::Embedding(_) => {}
         }
         if to.steps == stop { Flow::Stop } else { Flow::Continue }
     })
