@@ -101,10 +101,10 @@ function answerView() {
   element.append(fold, body, note);
   let painted = false;
   const view = {
-    reasoning: "", text: "", note, element,
+    reasoning: "", text: "", ended: false, note,
     paint() {
       fold.hidden = !view.reasoning;
-      summary.textContent = view.text ? words.thought : words.thinking;
+      summary.textContent = view.text || view.ended ? words.thought : words.thinking;
       thought.textContent = view.reasoning;
       body.innerHTML = render(view.text);
     },
@@ -163,6 +163,7 @@ async function ask(text) {
     view.note.textContent = error.name === "AbortError" ? `(${words.stopped})` : error.message;
     view.note.classList.toggle("fault", error.name !== "AbortError");
   }
+  view.ended = true;
   view.paint();
   // A turn without an answer would break the alternation that templates expect.
   if (view.text) messages.push({ role: "assistant", content: view.text });

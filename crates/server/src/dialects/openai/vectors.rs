@@ -42,13 +42,13 @@ pub(in crate::dialects) async fn embeddings(
 ) -> Result<Response, Refusal> {
     let (value, id) = body(&app, request).await?;
     let mut fields = Fields::read(EMBEDDINGS, value, "")?;
-    let base64 = fields.text("encoding_format") == Some("base64");
+    let packed = fields.text("encoding_format") == Some("base64");
     let inputs = super::text::prompts(&mut fields, "input")?;
     let model = fields.take_text("model").unwrap_or_default();
     let (choices, model) = embed(&app, model, inputs, &id).await?;
     let entry = |(index, choice): (usize, &Choice)| {
         let vector = normal(&choice.embedding);
-        let embedding = if base64 {
+        let embedding = if packed {
             base64(&vector.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).into()
         } else {
             json!(vector)
