@@ -2,6 +2,8 @@
 //!
 //! An option that would have no effect beside another is refused, never ignored.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
@@ -68,6 +70,10 @@ pub(crate) struct LoadArgs {
 
     #[command(flatten)]
     pub(crate) read: ReadArgs,
+
+    /// A LoRA adapter beside the model: a directory that `fathom train lora` or PEFT wrote
+    #[arg(long, value_name = "DIR", help_heading = MODEL)]
+    pub(crate) adapter: Option<PathBuf>,
 
     /// Number type of the KV cache [default: f16; f32 in exact precision]
     #[arg(long, value_name = "TYPE", value_enum, help_heading = MACHINE)]

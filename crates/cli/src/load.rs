@@ -120,7 +120,10 @@ pub(crate) fn load_on<T: Send>(
 ) -> Result<(Loaded, T)> {
     let start = Instant::now();
     let place = source::locate(name)?;
-    let model = place.open(&args.read.options())?;
+    let mut model = place.open(&args.read.options())?;
+    if let Some(dir) = &args.adapter {
+        model.adapt(dir)?;
+    }
     let kv = args.kv_dtype(device.backend.precision());
     let context = context(&model, kv, args, room)?;
     let mut bar = ByteBar::new("loading");

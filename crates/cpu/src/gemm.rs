@@ -260,7 +260,7 @@ impl Cpu {
     ) -> Result<()> {
         for (y, p) in outs.iter_mut().zip(parts) {
             let y = self.arena.f32s_mut(op, y)?;
-            let weights: Vec<Cow<'_, [f32]>> = experts.iter().map(|&e| self.values(&p.each[e], p.rows, cols)).collect();
+            let weights: Vec<Cow<'_, [f32]>> = experts.iter().map(|&e| self.values(&p.each[e], 0..p.rows, cols)).collect();
             let all: Vec<Factors<'_>> = bands
                 .windows(2)
                 .zip(&weights)
@@ -305,19 +305,20 @@ impl Cpu {
         Ok(outs)
     }
 
-    /// The values of a matrix: its own memory if that holds f32, else decoded.
-    pub(crate) fn values<'a>(&self, m: &'a Matrix, rows: usize, cols: usize) -> Cow<'a, [f32]> {
+    /// The values of some rows of a matrix: its own memory if that holds f32, else decoded.
+    pub(crate) fn values<'a>(&self, m: &'a Matrix, rows: Range<usize>, cols: usize) -> Cow<'a, [f32]> {
         if let Matrix::Plain(w) = m
             && w.format == format::F32
             && let Ok(values) = bytemuck::try_cast_slice(w.bytes.as_slice())
         {
-            return Cow::Borrowed(values);
+            let values: &[f32] = values;
+            return Cow::Borrowed(&values[rows.start * cols..rows.end * cols]);
         }
-        let mut room = vec![0.0; rows * cols];
-        let n = Self::grain(rows, 8 * cols);
+        let mut room = vec![0.0; rows.len() * cols];
+        let n = Self::grain(rows.len(), 8 * cols);
         self.pool.chunks_mut(&mut room, n * cols, |first, out| {
             for (i, out) in out.chunks_exact_mut(cols).enumerate() {
-                m.decode_row(first / cols + i, out);
+                m.decode_row(rows.start + first / cols + i, out);
             }
         });
         Cow::Owned(room)

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use fathom_core::optim::{AdamW, Muon, Stride, Update};
 use fathom_core::{
     AttendSpec, DType, Error, Grad, KvView, Resident, ResidentExperts, Result, RopeLayout, RouteSpec, Routing, Score,
-    Shape, Spans, Tensor, check,
+    Shape, Spans, Tensor, check, format,
 };
 
 use crate::backend::lock;
@@ -23,6 +23,9 @@ use crate::{Cpu, DEVICE};
 
 /// Rows of a task of the norm's derivative.
 const NORM_ROWS: usize = 128;
+
+/// Numbers of a weight that are decoded at a time.
+const DECODED: usize = 1 << 22;
 
 impl Cpu {
     fn filled(&self, shape: Shape) -> Result<Tensor> {
@@ -51,10 +54,17 @@ impl Grad for Cpu {
         let held: &Held = weight.data(op, DEVICE)?;
         let (rows, cols) = (weight.rows, weight.cols);
         let mut dx = self.arena.alloc(Shape::matrix(dy.rows(), cols), DType::F32);
-        let w = self.values(&held.each[0], rows, cols);
-        let (a, b) = (Strided::rows(self.arena.f32s(op, dy)?, rows), Strided::rows(&w, cols));
-        let product = Factors { a, b, rows: dy.rows(), depth: rows };
-        self.gemm(self.factors(), &[product], self.arena.f32s_mut(op, &mut dx)?, cols, 1.0, 0.0);
+        let dys = self.arena.f32s(op, dy)?;
+        // What must be decoded is decoded some rows at a time: the whole head of a small model would take more than its file.
+        let some = if weight.format == format::F32 { rows } else { (DECODED / cols).max(1) };
+        for first in (0..rows).step_by(some) {
+            let depth = some.min(rows - first);
+            let w = self.values(&held.each[0], first..first + depth, cols);
+            let (a, b) = (Strided::rows(&dys[first.min(dys.len())..], rows), Strided::rows(&w, cols));
+            let product = Factors { a, b, rows: dy.rows(), depth };
+            let beta = if first == 0 { 0.0 } else { 1.0 };
+            self.gemm(self.factors(), &[product], self.arena.f32s_mut(op, &mut dx)?, cols, 1.0, beta);
+        }
         Ok(dx)
     }
 
@@ -88,7 +98,7 @@ impl Grad for Cpu {
         order.sort(self.arena.u32s(op, &routing.experts)?, w.experts);
         let sharing = order.slots.len() / x_rows.max(1);
         let dys = self.arena.f32s(op, dy)?;
-        let weights: Vec<_> = order.experts.iter().map(|&e| self.values(&held.each[e], rows, cols)).collect();
+        let weights: Vec<_> = order.experts.iter().map(|&e| self.values(&held.each[e], 0..rows, cols)).collect();
         let products: Vec<Factors<'_>> = order
             .bands
             .windows(2)
@@ -154,7 +164,7 @@ impl Grad for Cpu {
         let held: &Held = w.data(op, DEVICE)?;
         let w = match &held.vector {
             Some(v) => Cow::Borrowed(&v[..]),
-            None => self.values(&held.each[0], 1, w.cols),
+            None => self.values(&held.each[0], 0..1, w.cols),
         };
         let w = &w[..];
         let (xs, dys, n) = (self.arena.f32s(op, x)?, self.arena.f32s(op, dy)?, w.len());

@@ -201,10 +201,11 @@ impl Adapter {
         Ok(())
     }
 
-    /// Adds `B·A` to the values of the projection `id`, `[rows, cols]`; whether there was something to add.
-    pub fn merge(&self, id: TensorId, values: &mut [f32]) -> bool {
+    /// Adds `B·A` to rows of the projection `id`, from row `first` on; whether there was something to add.
+    pub fn merge(&self, id: TensorId, first: usize, values: &mut [f32]) -> bool {
         let Some(Pair { a, b }) = self.get(id) else { return false };
-        let (a_values, b_values) = (a.decode(), b.decode());
+        let a_values = a.decode();
+        let b_values = b.slice_rows(first..first + values.len() / a.cols).decode();
         for (row, b) in values.chunks_exact_mut(a.cols).zip(b_values.chunks_exact(b.cols)) {
             for (b, a) in b.iter().zip(a_values.chunks_exact(a.cols)) {
                 row.iter_mut().zip(a).for_each(|(w, a)| *w += b * a);

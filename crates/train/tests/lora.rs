@@ -195,7 +195,7 @@ fn merging_is_adding() {
     let base = open("qwen2/gguf/qwen2-f32.gguf");
     let mut merged = Params::from_source(&base.spec, &base.archive).unwrap();
     let changed = merged.all.iter_mut().filter(|p| adapter.get(p.demand.id).is_some());
-    let n = changed.map(|p| adapter.merge(p.demand.id, p.values_mut())).filter(|done| *done).count();
+    let n = changed.map(|p| adapter.merge(p.demand.id, 0, p.values_mut())).filter(|done| *done).count();
     assert_eq!(n, adapter.pairs.len());
     let inside = logits(&merged.decoder(b).unwrap(), &FACT);
     let worst = beside.iter().zip(&inside).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
@@ -210,7 +210,7 @@ fn broken(change: impl FnOnce(&Path)) -> String {
     params(model, true).adapter().unwrap().save(dir.path(), &spec, "qwen2", &[]).unwrap();
     Adapter::open(dir.path(), &spec).expect("it was whole");
     change(dir.path());
-    Adapter::open(dir.path(), &spec).err().expect("it is broken").to_string()
+    Adapter::open(dir.path(), &spec).expect_err("it is broken").to_string()
 }
 
 fn replace(dir: &Path, from: &str, to: &str) {

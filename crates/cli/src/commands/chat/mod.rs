@@ -8,7 +8,7 @@ mod input;
 mod slash;
 mod store;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let resumed = args.resume.as_deref().map(|name| store.load(name)).transpose()?;
     let named = args.load.named(args.first.as_deref())?;
     let model = named.or(resumed.as_ref().map(|s| s.model.as_str()));
-    let assistant = start(args, model)?;
+    let assistant = start(args, model, args.load.adapter.as_ref())?;
     term::catch_interrupts(5)?;
     let mut chat = Chat {
         args,
@@ -119,14 +119,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
 }
 
-fn start(args: &Args, model: Option<&str>) -> Result<Assistant> {
-    let load = LoadArgs { model: None, ..args.load.clone() };
+fn start(args: &Args, model: Option<&str>, adapter: Option<&PathBuf>) -> Result<Assistant> {
+    let load = LoadArgs { model: None, adapter: adapter.cloned(), ..args.load.clone() };
     let assistant = Assistant::start(&load, model, args.draft)?;
     let context = grouped(assistant.context as u64);
     let load = duration(assistant.load);
     term::note(&format!("{} · {} · context {context} · loaded in {load}", assistant.name, assistant.device));
     if assistant.name == source::BUILT_IN {
         term::note(&source::miniature());
+    }
+    if let Some(adapter) = adapter {
+        term::note(&format!("with the adapter {}", adapter.display()));
     }
     term::note("/help lists commands, Ctrl-D leaves");
     Ok(assistant)
@@ -278,7 +281,10 @@ impl Chat<'_> {
         // Looked up before the old one goes, which must go first: both may not fit.
         source::locate(Some(name))?;
         self.assistant = None;
-        self.assistant = Some(start(self.args, Some(name))?);
+        if self.args.load.adapter.is_some() {
+            term::note("without the adapter, which belongs to the model it was named with");
+        }
+        self.assistant = Some(start(self.args, Some(name), None)?);
         Ok(())
     }
 }
