@@ -154,7 +154,7 @@ impl Adapter {
         Ok(faults.or(Adapter { rank: config.r, scale: config.scale, pairs })?)
     }
 
-    /// Writes the adapter as PEFT does, whole or not at all. `base` names the model that it belongs to; `notes` go into the
+    /// Writes the adapter as PEFT does, each file whole or not at all. `base` names the model that it belongs to; `notes` go into the
     /// file of weights as metadata.
     ///
     /// # Errors

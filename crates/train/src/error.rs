@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::conversations::LineFault;
+
 /// Result of this crate's runs.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -71,6 +73,28 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// Lines of a file of conversations that nothing can be learned from as they are.
+    #[error("{}: {wrong} of {lines} lines are wrong:{}", file.display(), listed(faults, *wrong))]
+    Lines {
+        /// The file.
+        file: PathBuf,
+        /// How many.
+        wrong: usize,
+        /// Of how many.
+        lines: usize,
+        /// The first of them.
+        faults: Vec<LineFault>,
+    },
+    /// A setting outside its range.
+    #[error("{key} is {found}, it must be {expected}")]
+    Setting {
+        /// Which.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What is allowed.
+        expected: String,
+    },
     /// The operating system said no.
     #[error("{action} {path}: {source}")]
     Io {
@@ -90,6 +114,15 @@ pub enum Error {
     /// Rollouts and evaluation.
     #[error(transparent)]
     Engine(#[from] fathom_engine::Error),
+}
+
+/// The faults, one a line, and how many there are besides.
+fn listed(faults: &[LineFault], wrong: usize) -> String {
+    let mut text: String = faults.iter().map(|f| format!("\n  line {}: {}", f.line, f.why)).collect();
+    if wrong > faults.len() {
+        text += &format!("\n  and {} more", wrong - faults.len());
+    }
+    text
 }
 
 impl Error {

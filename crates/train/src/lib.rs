@@ -3,16 +3,20 @@
 //!
 //! [`Tape`] records what a decoder does and walks it back; [`Params`] holds the weights that learn; [`optim`] changes them.
 //!
-//! A [`Recipe`] says what to learn, a [`Run`] does it, stage after stage, in a folder. It must not know: a particular backend, the terminal.
+//! A [`Recipe`] says what to learn, a [`Run`] does it, stage after stage, in a folder; [`lora`] teaches an existing model by
+//! [`conversations`]. It must not know: a particular backend, the terminal.
 //! Start at [`run`], then [`trainer`] and [`tape`].
 
 pub mod card;
 pub mod checkpoint;
+pub mod conversations;
 pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod export;
 pub mod grpo;
+pub mod lora;
+pub mod merge;
 pub mod optim;
 pub mod params;
 pub mod policy;

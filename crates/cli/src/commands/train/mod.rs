@@ -1,12 +1,14 @@
-//! `fathom train`: a model from a recipe.
+//! `fathom train`: a model from a recipe, or an adapter for an existing one.
 
+mod lora;
+mod merge;
 mod recipe;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-/// Train a model from a recipe
+/// Train a model from a recipe, or teach an existing one
 #[derive(clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -17,13 +19,27 @@ use anyhow::Result;
   fathom train recipes/mini-r1-quick.toml              all stages, into runs/mini-r1-quick
   fathom train recipes/mini-r1-quick.toml --stage sft  one stage; it goes on from its last checkpoint
   fathom train recipes/mini-r1.toml --export mini.gguf --format q8_0
-  fathom run -m mini.gguf 'Was ist 348 + 271?'"
+  fathom run -m mini.gguf 'Was ist 348 + 271?'
+  fathom train lora r1-1.5b facts.jsonl -o facts       teach an existing model; `fathom train lora --help` says how"
 )]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     #[command(flatten)]
     recipe: recipe::RecipeArgs,
 }
 
+#[derive(clap::Subcommand)]
+enum Command {
+    Lora(Box<lora::Args>),
+    Merge(merge::Args),
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    recipe::run(&args.recipe)
+    match &args.command {
+        Some(Command::Lora(args)) => lora::run(args),
+        Some(Command::Merge(args)) => merge::run(args),
+        None => recipe::run(&args.recipe),
+    }
 }
