@@ -260,7 +260,8 @@ impl Cpu {
     ) -> Result<()> {
         for (y, p) in outs.iter_mut().zip(parts) {
             let y = self.arena.f32s_mut(op, y)?;
-            let weights: Vec<Cow<'_, [f32]>> = experts.iter().map(|&e| self.values(&p.each[e], 0..p.rows, cols)).collect();
+            let weights: Vec<Cow<'_, [f32]>> =
+                experts.iter().map(|&e| self.values(&p.each[e], 0..p.rows, cols)).collect();
             let all: Vec<Factors<'_>> = bands
                 .windows(2)
                 .zip(&weights)

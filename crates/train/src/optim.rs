@@ -89,11 +89,14 @@ impl Optimiser {
         }
         let norm = squares.sqrt();
         let scale = (f64::from(self.clip) / (norm + 1e-6)).min(1.0) as f32;
-        let (mut adamw, mut muon) = (Vec::new(), Vec::new());
+        let (mut adamw, mut scaled, mut muon) = (Vec::new(), Vec::new(), Vec::new());
+        // Only an adapter's second matrices have a rate of their own, and all the same one.
+        let rate = params.all.iter().map(|p| p.rate).find(|r| *r != 1.0).unwrap_or(1.0);
         let states = self.rules.iter().zip(&mut self.moments);
         for ((param, grad), (rule, Moments { m, v })) in params.all.iter_mut().zip(grads).zip(states) {
             let (Some(grad), Demand { rows, cols, experts, .. }) = (grad, param.demand) else { continue };
             let updates = match rule {
+                Rule::AdamW if param.rate != 1.0 => &mut scaled,
                 Rule::AdamW => &mut adamw,
                 Rule::Muon => &mut muon,
                 Rule::Balance | Rule::Frozen => continue,
@@ -102,6 +105,7 @@ impl Optimiser {
         }
         let at = Stride { step: self.steps, lr, scale };
         b.adamw(&mut adamw, &self.adamw, at)?;
+        b.adamw(&mut scaled, &self.adamw, Stride { lr: lr * rate, ..at })?;
         b.muon(&mut muon, &self.muon, at)?;
         Ok(norm)
     }

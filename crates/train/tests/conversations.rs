@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use fathom_text::{
-    ChatTemplate, DEEPSEEK_LLM_TEMPLATE, HuggingFaceTexts, NamedTemplate, Tokenizer, VocabSource,
-};
+use fathom_text::{ChatTemplate, DEEPSEEK_LLM_TEMPLATE, HuggingFaceTexts, NamedTemplate, Tokenizer, VocabSource};
 use fathom_train::Result;
 use fathom_train::conversations::{Conversations, Text};
 
@@ -82,7 +80,8 @@ fn the_template_says_how_an_answer_begins() {
     let plain = text("janus", Some(DEEPSEEK_LLM_TEMPLATE));
     let line = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}"#;
     let data = read(&plain, line.as_bytes(), 1000).unwrap();
-    let expected = ("<｜begin▁of▁sentence｜>User: Hi\n\nAssistant:".to_owned(), " Hello.<｜end▁of▁sentence｜>".to_owned());
+    let expected =
+        ("<｜begin▁of▁sentence｜>User: Hi\n\nAssistant:".to_owned(), " Hello.<｜end▁of▁sentence｜>".to_owned());
     assert_eq!(halves(&plain, &data), [expected]);
 }
 
@@ -134,7 +133,9 @@ fn what_is_too_long_is_left_out_and_counted_and_never_cut() {
     let r1 = text("qwen2", None);
     let line = |words: usize| {
         let answer = "word ".repeat(words);
-        format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"Q\"}}, {{\"role\": \"assistant\", \"content\": \"{answer}\"}}], \"id\": {words}}}\n")
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"Q\"}}, {{\"role\": \"assistant\", \"content\": \"{answer}\"}}], \"id\": {words}}}\n"
+        )
     };
     let lines = line(3) + &line(300) + "\n" + &line(400) + &line(5);
     let data = read(&r1, lines.as_bytes(), 100).unwrap();

@@ -241,8 +241,7 @@ fn a_seed_repeats() {
     let run = |seed, threads| {
         let settings = Settings { rank: 2, batch: 2, epochs: 2, seed, rows: 16, ..Settings::default() };
         let mut lora = Lora::new(open("qwen2/gguf/qwen2-q5_0.gguf"), settings, cpu(threads, Precision::Fast)).unwrap();
-        let examples: Vec<Example> =
-            (0..5).map(|i| Example { tokens: FACT[i..i + 6].to_vec(), from: 2 }).collect();
+        let examples: Vec<Example> = (0..5).map(|i| Example { tokens: FACT[i..i + 6].to_vec(), from: 2 }).collect();
         let mut steps = 0;
         assert!(lora.learn(&examples, |p| (steps += 1, p.steps == 6).1).unwrap());
         assert_eq!(steps, 6);

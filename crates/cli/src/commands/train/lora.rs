@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use fathom_cpu::{Cpu, CpuOptions};
 use fathom_engine::ChatModel;
-use fathom_model::Model;
 use fathom_train::conversations::{Conversations, Text};
 use fathom_train::lora::{Lora, Progress, Settings, modules};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -102,7 +101,7 @@ fn positive(text: &str) -> Result<f32, String> {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let path = source::locate(Some(&args.model))?;
+    let place = source::locate(Some(&args.model))?;
     let out = match &args.out {
         Some(out) => out.clone(),
         None => {
@@ -113,7 +112,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     if out.join(fathom_model::adapter::WEIGHTS).exists() {
         bail!("{} holds an adapter already: take another folder with -o, or delete it", out.display());
     }
-    let model = Model::open(&path, &args.read.options())?;
+    let model = place.open(&args.read.options())?;
     let known = modules(&model);
     if let Some(name) = args.targets.iter().find(|t| !known.contains(t)) {
         bail!("--targets {name}: this model's projections are {}", known.join(", "));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use fathom_core::{FormatId, format};
-use fathom_model::{Adapter, Model};
+use fathom_model::Adapter;
 use fathom_train::merge::merge;
 
 use crate::args::ReadArgs;
@@ -50,7 +50,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     if args.out.exists() {
         bail!("{} is there already: name another file with -o, or delete it", args.out.display());
     }
-    let model = Model::open(&source::locate(Some(&args.model))?, &args.read.options())?;
+    let model = source::locate(Some(&args.model))?.open(&args.read.options())?;
     let adapter = Adapter::open(&args.adapter, &model.spec)?;
     let mut bar = ByteBar::new("merging");
     let merged = merge(&model, &adapter, args.format, &args.out, &mut |done, total| bar.update(done, total, 0));
