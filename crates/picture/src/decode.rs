@@ -75,6 +75,9 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     if moves(bytes, format).map_err(broken)? {
         return Err(Error::Animated { kind });
     }
+    if format == ImageFormat::Jpeg && !ends(bytes) {
+        return Err(Error::Broken { kind, why: "the file ends before the picture does".to_owned() });
+    }
     // Sixteen bits and four channels of every pixel, and as much again to work in.
     let mut own = image::Limits::default();
     own.max_alloc = Some(limits.pixels.saturating_mul(16).saturating_add(16 << 20));
@@ -90,6 +93,12 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
         picture.into_rgb8().into_raw()
     };
     Ok(Picture { width, height, rgb })
+}
+
+/// Whether a JPEG's last scan is followed by the mark of its end: the decoder fills up with grey what is missing.
+fn ends(bytes: &[u8]) -> bool {
+    let last = |mark: u8| bytes.windows(2).rposition(|w| w == [0xff, mark]);
+    last(0xd9).is_some_and(|end| last(0xda).is_some_and(|scan| scan < end))
 }
 
 /// A pixel over an opaque ground.

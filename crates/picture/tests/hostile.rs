@@ -66,13 +66,10 @@ fn transparency_shows_the_ground() {
 }
 
 #[test]
-fn a_file_cut_anywhere_is_an_error_or_a_picture_never_a_panic() {
+fn a_file_cut_anywhere_is_an_error() {
     for (kind, bytes) in samples() {
         for cut in (0..bytes.len()).step_by(bytes.len() / 120 + 1) {
-            // Some decoders show what there is of the last rows.
-            if let Ok(p) = decode(&bytes[..cut], &Limits::default()) {
-                assert!(cut > bytes.len() / 2 && p.rgb.len() == 61 * 47 * 3, "{kind} cut at {cut}");
-            }
+            assert!(decode(&bytes[..cut], &Limits::default()).is_err(), "{kind} cut at {cut}");
         }
     }
 }
@@ -193,7 +190,7 @@ fn texts_that_unfold_are_bounded() {
     let mut writer = encoder.write_header().unwrap();
     writer.write_image_data(&[1, 2, 3]).unwrap();
     writer.finish().unwrap();
-    assert!(bytes.len() < 200_000);
+    assert!(bytes.len() < 4_000_000);
     assert_eq!(decode(&bytes, &Limits::default()).unwrap().pixel(0, 0), [1, 2, 3]);
     assert!(read_png_text(&bytes).is_ok_and(|texts| texts.is_empty()), "only international text is read");
 }

@@ -97,6 +97,10 @@ fn facts(model: &Model, args: &Args) -> (Value, Vec<Error>) {
         "layers": runs(&spec.layers).map(|(from, to, layer)| {
             json!({ "from": from, "to": to, "mixer": mixer_json(&layer.mixer), "ffn": ffn_json(&layer.ffn) })
         }).collect::<Value>(),
+        "pictures": spec.pictures.as_ref().map(|p| json!({
+            "side": p.side, "rows": p.rows(), "steps": p.steps(), "codes": p.codec.codes,
+            "tower": { "layers": p.tower.layers, "dim": p.tower.dim, "heads": p.tower.heads, "patch": p.tower.patch },
+        })),
         "mtp": spec.mtp.as_ref().map(|l| json!({ "mixer": mixer_json(&l.mixer), "ffn": ffn_json(&l.ffn) })),
         "rope": rope_json(&spec.rope),
         "softmax_scale": spec.layers.first().map(|l| softmax_scale(&l.mixer)),
@@ -266,6 +270,24 @@ fn text(model: &Model, facts: &Value) -> String {
         let name = if from == to { format!("layer {from}") } else { format!("layers {from}–{to}") };
         line(&name, mixer_text(&layer.mixer));
         line("", ffn_text(&layer.ffn));
+    }
+    if let Some(p) = &spec.pictures {
+        let (tower, codec) = (&p.tower, &p.codec);
+        line(
+            "sees",
+            format!(
+                "{0} × {0} pixels as {1} rows of the prompt; {2} layers of {3}, patches of {4}",
+                p.side,
+                p.rows(),
+                tower.layers,
+                tower.dim,
+                tower.patch
+            ),
+        );
+        line(
+            "draws",
+            format!("{0} × {0} pixels in {1} steps out of {2} codes", p.side, p.steps(), grouped(codec.codes as u64)),
+        );
     }
     if let Some(mtp) = &spec.mtp {
         line("MTP", format!("one layer that predicts the token after the next; {}", ffn_text(&mtp.ffn)));
