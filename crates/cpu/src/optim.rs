@@ -111,7 +111,7 @@ mod tests {
     use super::*;
     use crate::{Level, Pool, Products};
     use fathom_core::reference::Reference;
-    use fathom_core::{Backend, Grad, Shape};
+    use fathom_core::{Grad, Shape};
 
     /// Both optimisers against the reference, on shapes that are wide, tall, and no multiple of anything; one thread as two.
     #[test]

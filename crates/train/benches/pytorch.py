@@ -1,9 +1,9 @@
 """Training speed beside PyTorch: the same models, batches and optimiser, in turn.
 
-    python crates/train/benches/pytorch.py BENCH [--models dense latent] [--rounds 3] [--steps 3]
+    python crates/train/benches/pytorch.py BENCH [--models dense latent] [--threads 2] [--rounds 3] [--steps 3]
 
 BENCH is the program that `cargo bench -p fathom-train --bench step --no-run` names. Models are those of step.rs, in
-transformers (Llama, DeepseekV3), from random weights; AdamW; 16 sequences of 256 random tokens; 2 threads. Every round runs
+transformers (Llama, DeepseekV3), from random weights; AdamW; 16 sequences of 256 random tokens. Every round runs
 fathom in f32 and bf16 and every form of PyTorch (eager and compiled; f32 and bf16 autocast), so that whatever else
 the machine does meets all of them. Prints medians over the rounds: tokens per second by the clock, and per second of processor time.
 """
@@ -17,7 +17,7 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig
 
-THREADS, SEQUENCES, LENGTH, VOCAB = 2, 16, 256, 4096
+SEQUENCES, LENGTH, VOCAB = 16, 256, 4096
 
 COMMON = dict(vocab_size=VOCAB, hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4,
               max_position_embeddings=512, tie_word_embeddings=True, use_cache=False)
@@ -65,8 +65,8 @@ class Torch:
 class Fathom:
     """fathom's own bench."""
 
-    def __init__(self, bench, model, products):
-        self.command = [bench, model, str(THREADS)]
+    def __init__(self, bench, model, threads, products):
+        self.command = [bench, model, str(threads)]
         self.rest = ["adamw", products]
 
     def measure(self, n):
@@ -78,20 +78,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bench")
     parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--modes", nargs="*", default=["eager", "compiled"])
+    parser.add_argument("--experts", nargs="*", default=["eager", "grouped_mm"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     args = parser.parse_args()
-    torch.set_num_threads(THREADS)
-    print(f"torch {torch.__version__}, {THREADS} threads")
+    torch.set_num_threads(args.threads)
+    print(f"torch {torch.__version__}, {args.threads} threads")
     for name in args.models:
-        forms = {f"fathom {p}": Fathom(args.bench, name, p) for p in ("f32", "bf16")}
-        for experts in ([None] if name == "dense" else ["eager", "grouped_mm", "batched_mm"]):
-            for compiled in (False, True):
+        forms = {f"fathom {p}": Fathom(args.bench, name, args.threads, p) for p in ("f32", "bf16")}
+        for experts in ([None] if name == "dense" else args.experts):
+            for mode in args.modes:
                 for bf16 in (False, True):
-                    label = " ".join(filter(None, [
-                        "PyTorch", "compiled" if compiled else "eager", "bf16" if bf16 else "f32", experts and f"experts={experts}"]))
+                    label = " ".join(filter(None, ["PyTorch", mode, "bf16" if bf16 else "f32", experts and f"experts={experts}"]))
                     try:
-                        forms[label] = Torch(MODELS[name](), compiled, bf16, experts)
+                        forms[label] = Torch(MODELS[name](), mode == "compiled", bf16, experts)
                         print(f"{name}: {label}: {forms[label].size} parameters", flush=True)
                     except Exception as e:  # a form that this version cannot run is no competitor, but is named
                         print(f"{name}: {label} does not run: {str(e).splitlines()[0]}", flush=True)

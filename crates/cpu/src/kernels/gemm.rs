@@ -183,7 +183,7 @@ fn words(out: &mut [u32]) -> &mut [u32; LANES] {
     out.first_chunk_mut().expect("invariant: packed memory has room for sixteen words")
 }
 
-/// Packs `LANES` words of the inner dimension of one panel: [`PackPanel::WORDS`] words.
+/// Packs `LANES` words of the inner dimension of one panel: [`PANEL`] words.
 pub(crate) struct PackPanel<'a, W> {
     pub(crate) b: Strided<'a>,
     /// First column, and how many there are.
