@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use fathom_core::reference::Reference;
 use fathom_core::rng::Rng;
-use fathom_core::{Backend, Grad, LatentForm, Precision};
+use fathom_core::{Backend, Grad, LatentForm, Precision, format};
 use fathom_cpu::{Cpu, CpuOptions};
 use fathom_model::adapter::targets;
 use fathom_model::{Adapter, BLOCK, Batch, Decoder, Logits, Model, NoProbe, Options};
+use fathom_train::lora::{Lora, Settings};
+use fathom_train::merge::merge;
 use fathom_train::{Example, Optimiser, Params, Trainer};
 
 fn open(name: &str) -> Model {
@@ -200,6 +202,58 @@ fn merging_is_adding() {
     let inside = logits(&merged.decoder(b).unwrap(), &FACT);
     let worst = beside.iter().zip(&inside).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
     assert!(worst < 1e-4, "{worst}");
+}
+
+/// A merged GGUF file computes what model and adapter do, as far as its format holds it; metadata and all other tensors stay.
+#[test]
+fn a_merged_file_knows_what_the_adapter_knew() {
+    let name = "llama/gguf/llama-q4_0.gguf";
+    let b: Arc<dyn Backend> = cpu(2, Precision::Exact);
+    let params = params(open(name), true);
+    let adapter = params.adapter().unwrap();
+    let beside = logits(&params.decoder(b.clone()).unwrap(), &FACT);
+    let dir = tempfile::tempdir().unwrap();
+    let mut errors = Vec::new();
+    for format in [None, Some(format::Q8_0), Some(format::F32)] {
+        let base = open(name);
+        let out = dir.path().join(format!("{format:?}.gguf"));
+        let mut last = (0, 0);
+        let report = merge(&base, &adapter, format, &out, &mut |done, total| last = (done, total)).unwrap();
+        assert!(last.0 == last.1 && report.tensors == adapter.pairs.len(), "{last:?} {report:?}");
+        let merged = Model::open(&out, &Options::default()).unwrap();
+        assert_eq!(merged.spec, base.spec);
+        assert_eq!(merged.archive.metadata().unwrap().iter().count(), base.archive.metadata().unwrap().iter().count());
+        let norm = |m: &Model| m.archive.tensor("output_norm.weight").unwrap().unwrap().bytes.as_slice().to_vec();
+        assert_eq!(norm(&merged), norm(&base));
+        let inside = logits(&merged.load(b.clone(), &mut |_, _| {}).unwrap(), &FACT);
+        let squares = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x * x)).sum::<f64>();
+        let off = squares(&mut inside.iter().zip(&beside).map(|(a, b)| a - b));
+        errors.push((off / squares(&mut beside.iter().copied())).sqrt());
+    }
+    assert!(errors[2] < 1e-4 && errors[1] < 0.1 && errors[0] > errors[1], "{errors:?}");
+    let hf = merge(&open("qwen2"), &adapter, None, &dir.path().join("x.gguf"), &mut |_, _| {}).unwrap_err().to_string();
+    assert!(hf.contains("merge_and_unload"), "{hf}");
+}
+
+/// The same seed gives the same adapter, whatever the threads; another seed another one.
+#[test]
+fn a_seed_repeats() {
+    let run = |seed, threads| {
+        let settings = Settings { rank: 2, batch: 2, epochs: 2, seed, rows: 16, ..Settings::default() };
+        let mut lora = Lora::new(open("qwen2/gguf/qwen2-q5_0.gguf"), settings, cpu(threads, Precision::Fast)).unwrap();
+        let examples: Vec<Example> = (0..5).map(|i| Example { tokens: FACT[i..i + 6].to_vec(), from: 2 }).collect();
+        let mut steps = 0;
+        assert!(lora.learn(&examples, |p| (steps += 1, p.steps == 6).1).unwrap());
+        assert_eq!(steps, 6);
+        let dir = tempfile::tempdir().unwrap();
+        lora.save(dir.path(), "qwen2").unwrap();
+        std::fs::read(dir.path().join("adapter_model.safetensors")).unwrap()
+    };
+    let first = run(1, 2);
+    assert!(first == run(1, 1) && first != run(2, 2));
+    let settings = Settings { modules: vec!["c_attn".into()], ..Settings::default() };
+    let error = Lora::new(open("qwen2"), settings, cpu(1, Precision::Exact)).err().unwrap().to_string();
+    assert!(error.contains("modules is c_attn, it must be one of q_proj, k_proj"), "{error}");
 }
 
 /// A saved adapter, with a file of it changed.
