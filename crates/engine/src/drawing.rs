@@ -135,7 +135,7 @@ impl Sketch {
         for picture in 0..self.drawing.pictures {
             for lane in 0..LANES {
                 let mut table = BlockTable::with_capacity(length.div_ceil(block));
-                let first = (picture > 0).then(|| self.tables[lane].blocks().to_vec()).unwrap_or_default();
+                let first = if picture > 0 { self.tables[lane].blocks().to_vec() } else { Vec::new() };
                 first.iter().take(whole).for_each(|&shared| table.share(pool, shared));
                 let from = table.blocks().len() * block;
                 let copy = table.reserve(pool, from, length);
