@@ -46,7 +46,6 @@ fn disturb(value: &mut Value, state: &mut u64) {
 }
 
 #[test]
-#[ignore = "written, but not yet run: it could not be built in time"]
 fn disturbed_requests_are_read_or_refused() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let (mut read, mut refused, mut state) = (0, 0, 1u64);

@@ -19,7 +19,6 @@ fn hello(extra: Value) -> Value {
 const CHAT: &str = "/v1/chat/completions";
 
 #[test]
-#[ignore = "written, but not yet run: it could not be built in time"]
 fn a_key_is_asked_for_and_other_sites_are_kept_out() {
     let access = Access::new(&["secret".into()], vec![], vec![]);
     let (client, _) = start(Setting { access, ..Setting::default() });
@@ -39,7 +38,6 @@ fn a_key_is_asked_for_and_other_sites_are_kept_out() {
 }
 
 #[test]
-#[ignore = "written, but not yet run: it could not be built in time"]
 fn errors_carry_the_request_id_and_never_a_5xx() {
     let (client, _) = start(Setting::default());
     for (method, path, body, status) in [
@@ -62,7 +60,6 @@ fn errors_carry_the_request_id_and_never_a_5xx() {
 }
 
 #[test]
-#[ignore = "written, but not yet run: it could not be built in time"]
 fn inert_fields_are_listed_and_refused_ones_named() {
     let (client, _) = start(Setting::default());
     let answer = client.post(CHAT, &hello(json!({"user": "me", "store": true, "audio": null})));
@@ -72,7 +69,6 @@ fn inert_fields_are_listed_and_refused_ones_named() {
 }
 
 #[test]
-#[ignore = "written, but not yet run: it could not be built in time"]
 fn a_context_too_long_is_refused_with_both_numbers() {
     let (client, _) = start(Setting::default());
     let long = "word ".repeat(900);
@@ -90,7 +86,6 @@ fn a_context_too_long_is_refused_with_both_numbers() {
 }
 
 #[test]
-#[ignore = "written, but not yet run: it could not be built in time"]
 fn too_large_a_body_or_head_is_refused() {
     let limits = Limits { body_bytes: 1000, head_bytes: 8192, ..Limits::default() };
     let (client, _) = start(Setting { limits, ..Setting::default() });
@@ -101,7 +96,6 @@ fn too_large_a_body_or_head_is_refused() {
 }
 
 #[test]
-#[ignore = "written, but not yet run: it could not be built in time"]
 fn a_client_that_leaves_stops_the_work() {
     let (client, watch) = start(Setting::default());
     watch.slow.store(50, Ordering::SeqCst);
@@ -128,7 +122,6 @@ fn a_client_that_leaves_stops_the_work() {
 }
 
 #[test]
-#[ignore = "written, but not yet run: it could not be built in time"]
 fn a_full_queue_is_429_and_time_limits_hold() {
     let limits = Limits { first_token: Duration::from_millis(1500), ..Limits::default() };
     let (client, watch) = start(Setting { limits, queue: 2, ..Setting::default() });
@@ -150,7 +143,6 @@ fn a_full_queue_is_429_and_time_limits_hold() {
 }
 
 #[test]
-#[ignore = "written, but not yet run: it could not be built in time"]
 fn models_come_on_demand_and_go_when_memory_is_short() {
     let names = vec!["parrot", "macaw", "cockatoo"];
     let (client, _) = start(Setting { names, memory: Some(250), ..Setting::default() });
@@ -170,7 +162,6 @@ fn models_come_on_demand_and_go_when_memory_is_short() {
 }
 
 #[test]
-#[ignore = "written, but not yet run: it could not be built in time"]
 fn many_clients_with_random_ends_leave_nothing_behind() {
     let (client, watch) = start(Setting::default());
     watch.slow.store(1, Ordering::SeqCst);

@@ -37,21 +37,23 @@ pub(crate) struct Watch {
 struct Parrot {
     info: RunnerInfo,
     slots: Vec<u32>,
-    lines: Vec<(Vec<u32>, Vec<u32>)>,
+    /// Cues as text, because a cue's tokens depend on what stands before it, and answers as tokens.
+    lines: Vec<(&'static str, Vec<u32>)>,
+    chat: ChatModel,
     watch: Arc<Watch>,
 }
 
 impl Parrot {
     fn next(&self, history: &[u32]) -> u32 {
-        let at = |cue: &[u32]| history.windows(cue.len()).rposition(|w| w == cue);
-        let line = self.lines.iter().filter_map(|line| Some((at(&line.0)?, line))).max_by_key(|(at, _)| *at);
+        let text = self.chat.tokenizer().decode(history);
+        let line = self.lines.iter().filter_map(|line| Some((text.rfind(line.0)?, line))).max_by_key(|(at, _)| *at);
         let Some((_, (_, answer))) = line else { return answer_end(&self.lines) };
         let said = (0..answer.len()).rev().find(|&k| history.ends_with(&answer[..k])).unwrap_or(0);
         answer[said]
     }
 }
 
-fn answer_end(lines: &[(Vec<u32>, Vec<u32>)]) -> u32 {
+fn answer_end(lines: &[(&str, Vec<u32>)]) -> u32 {
     *lines[0].1.last().expect("an answer ends")
 }
 
@@ -150,8 +152,9 @@ impl Store for Cage {
         };
         let runner = Parrot {
             slots: vec![0; info.cache_tokens()],
-            lines: LINES.iter().map(|(cue, text)| (encode(cue), answer(text))).collect(),
+            lines: LINES.iter().map(|(cue, text)| (*cue, answer(text))).collect(),
             info,
+            chat: chat.clone(),
             watch: Arc::clone(&self.watch),
         };
         let options = EngineOptions { queue: self.queue, worker: WorkerOptions::default(), ..EngineOptions::default() };

@@ -34,7 +34,6 @@ fn settle(text: &str) -> String {
 }
 
 #[test]
-#[ignore = "written, but not yet run: it could not be built in time"]
 fn every_dialect_answers_as_recorded() {
     let (client, _) = start(Setting::default());
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
