@@ -84,10 +84,10 @@ stream.close()
 check("openai cancel", oai.chat.completions.create(model=MODEL, messages=ASK, max_tokens=1).usage.completion_tokens == 1)
 
 # Anthropic.
-message = ant.messages.create(model=MODEL, max_tokens=48, messages=ASK, temperature=0)
+message = ant.messages.create(model=MODEL, max_tokens=48, messages=ASK, extra_body={"temperature": 0})
 check("anthropic message", message.usage.output_tokens > 0 and message.content, message)
 said = lambda blocks: "".join(getattr(b, "thinking", "") or getattr(b, "text", "") for b in blocks)
-with ant.messages.stream(model=MODEL, max_tokens=48, messages=ASK, temperature=0) as stream:
+with ant.messages.stream(model=MODEL, max_tokens=48, messages=ASK, extra_body={"temperature": 0}) as stream:
     final = stream.get_final_message()
 check("anthropic stream says the same", said(final.content) == said(message.content), final)
 check("anthropic count", ant.messages.count_tokens(model=MODEL, messages=ASK).input_tokens == message.usage.input_tokens + message.usage.cache_read_input_tokens)
