@@ -149,7 +149,7 @@ pub fn config_json(spec: &ModelSpec) -> Result<Value> {
 
 /// Whether the family's GGUF has the rotated rows of queries and keys side by side, whatever its other files do.
 pub fn pairs_rotated_rows(spec: &ModelSpec) -> bool {
-    FAMILIES.iter().any(|f| f.name == spec.family && f.gguf == "llama")
+    FAMILIES.iter().any(|f| f.name == spec.family && ["llama", "deepseek"].contains(&f.gguf))
 }
 
 /// Declares the metadata of a spec, `general.architecture` included. The tensors of [`demanded`](crate::weights::demanded) go with it:
