@@ -126,6 +126,7 @@ pub(crate) fn load_on<T: Send>(
     }
     let kv = args.kv_dtype(device.backend.precision());
     let context = context(&model, kv, args, room)?;
+    make_room(device, &model, args);
     let mut bar = ByteBar::new("loading");
     let (decoder, made) = thread::scope(|scope| {
         let other = scope.spawn(|| beside(&model));
@@ -134,8 +135,22 @@ pub(crate) fn load_on<T: Send>(
     });
     drop(bar);
     let (decoder, made) = (decoder?, made?);
+    if let Some(plain) = device.cpu.as_ref().map(|cpu| cpu.kept_plain_bytes()).filter(|n| *n > 0) {
+        term::note(&format!(
+            "{} of weights stay as they lie in the file for lack of memory: slower",
+            bytes(plain as u64)
+        ));
+    }
     let name = name.map_or_else(|| place.path().display().to_string(), str::to_owned);
     Ok((Loaded { name, model, decoder, kv, context, took: start.elapsed() }, made))
+}
+
+/// A model that memory does not hold is not packed: its weights stay in their mapped file and are read again and again.
+fn make_room(device: &Device, model: &Model, args: &LoadArgs) {
+    let budget = args.memory.or_else(machine::available_bytes);
+    if let Some(cpu) = device.cpu.as_ref().filter(|_| budget.is_some_and(|b| model.archive.total_bytes() > b)) {
+        cpu.limit_packing(0);
+    }
 }
 
 /// The context to make room for, if there is the memory for it.
@@ -188,7 +203,9 @@ impl Plan<'_> {
                 grouped(most as u64)
             );
         }
-        let needs = |tokens| self.weights.saturating_add(lanes * self.cache(tokens));
+        // Weights beyond the memory stay in their mapped file.
+        let held = if budget.is_some_and(|b| self.weights > b) { 0 } else { self.weights };
+        let needs = |tokens| held.saturating_add(lanes * self.cache(tokens));
         let Some(budget) = budget.filter(|b| needs(wanted) > *b) else { return Ok(wanted) };
         if asked.is_none() && matches!(room, Room::Conversation) {
             // Nobody asked for so much, so what fits will do, if it is said.
@@ -206,7 +223,7 @@ impl Plan<'_> {
             "this needs {}: {} of weights and {} of cache for {} tokens, but {} may be used: \
              take a smaller --context or a smaller file, or allow more with --memory",
             bytes(needs(wanted)),
-            bytes(self.weights),
+            bytes(held),
             bytes(lanes * self.cache(wanted)),
             grouped(wanted as u64),
             bytes(budget),
@@ -255,6 +272,9 @@ mod tests {
             assert!(asked.contains(words), "{words}: {asked}");
         }
         assert!(said(context(Room::Conversation, None, Some(1_000_000))).contains("of cache"));
+        // Weights that memory cannot hold stay in the file; the cache must fit all the same.
+        assert_eq!(context(Room::Tokens(64), None, Some(999_999)).unwrap(), 64);
+        assert!(said(context(Room::Tokens(4_096), None, Some(384 * 4_096 - 1))).contains("of cache"));
         assert!(said(context(Room::Conversation, Some(5_000), None)).contains("made for 4,096"));
         assert!(said(context(Room::Tokens(7), Some(6), None)).contains("7 tokens needed"));
         assert!(said(context(Room::Tokens(5_000), None, None)).contains("made for 4,096"));

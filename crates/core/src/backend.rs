@@ -265,6 +265,12 @@ pub trait Backend: Send + Sync {
     /// Takes over a weight. It may rearrange the numbers and let the source pages go.
     fn upload(&self, weight: &Weight) -> Result<Resident>;
 
+    /// Takes over a table that only [`Backend::embed`] reads: rows are looked up one by one, so to rearrange it would
+    /// cost time and memory for nothing.
+    fn upload_table(&self, table: &Weight) -> Result<Resident> {
+        self.upload(table)
+    }
+
     /// Takes over the experts of one projection.
     fn upload_experts(&self, experts: &Experts) -> Result<ResidentExperts>;
 

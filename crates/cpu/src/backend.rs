@@ -144,8 +144,13 @@ impl Cpu {
         &self.pool
     }
 
-    /// Bytes of weights that stayed as they were because packed ones would take more than 80 % of the memory that was
-    /// available when the backend was made: products with them are slower and otherwise the same.
+    /// Weights uploaded from now on may take this many bytes when packed. At first: 80 % of the memory that is available when
+    /// the backend is made. With 0 a model that memory cannot hold runs from its mapped file.
+    pub fn limit_packing(&self, bytes: usize) {
+        self.budget.store(bytes, Relaxed);
+    }
+
+    /// Bytes of weights that stayed as they were for lack of memory: products with them are slower and otherwise the same.
     pub fn kept_plain_bytes(&self) -> usize {
         self.kept_plain.load(Relaxed)
     }
@@ -238,6 +243,11 @@ impl Backend for Cpu {
         let vector = (weight.rows == 1 || weight.cols == 1).then(|| weight.decode());
         let held = Held::new(self.take(std::slice::from_ref(weight))?, vector);
         Ok(Resident::new(DEVICE, weight.rows, weight.cols, weight.format, Arc::new(held)))
+    }
+
+    fn upload_table(&self, table: &Weight) -> Result<Resident> {
+        let held = Held::new(vec![Matrix::Plain(table.clone())], None);
+        Ok(Resident::new(DEVICE, table.rows, table.cols, table.format, Arc::new(held)))
     }
 
     fn upload_experts(&self, experts: &Experts) -> Result<ResidentExperts> {

@@ -436,6 +436,13 @@ impl Loader<'_> {
         self.took(id, bytes, result)
     }
 
+    /// A table whose rows are looked up and which multiplies nothing.
+    fn table(&mut self, id: TensorId, rows: usize, cols: usize) -> Option<Resident> {
+        let weight = self.finder.weight(id, rows, cols)?;
+        let backend = self.backend.filter(|_| self.error.is_none())?;
+        self.took(id, weight.total_bytes(), backend.upload_table(&weight))
+    }
+
     fn linear(&mut self, slot: Slot, layer: usize, rows: usize, cols: usize) -> Option<Linear> {
         Some(Linear::new(self.matrix(TensorId::layer(slot, layer), rows, cols)?, None))
     }
@@ -452,7 +459,8 @@ impl Loader<'_> {
 
     fn decoder(&mut self, spec: &ModelSpec, backend: Option<Arc<dyn Backend>>) -> Option<Decoder> {
         let (vocab, dim) = (spec.vocab, spec.dim);
-        let embed = self.matrix(TensorId::global(Slot::TokenEmbd), vocab, dim);
+        let embed = TensorId::global(Slot::TokenEmbd);
+        let embed = if spec.tied { self.matrix(embed, vocab, dim) } else { self.table(embed, vocab, dim) };
         let layers: Vec<Option<Layer>> = spec.layers.iter().enumerate().map(|(i, l)| self.layer(l, i, dim)).collect();
         let norm = self.matrix(TensorId::global(Slot::OutputNorm), 1, dim);
         let output = TensorId::global(Slot::Output);

@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: fuzz every parser for minutes each, outside CI.
+//! `cargo xtask soak`: the kernels under AddressSanitizer, then every parser fuzzed for minutes each, outside CI.
 //!
 //! Targets come from `fuzz/Cargo.toml`. cargo-fuzz wants nightly flags; `RUSTC_BOOTSTRAP=1` gives
 //! them to the stable toolchain. Golden files of `testdata/` seed the corpus. An input that crashes
@@ -32,6 +32,9 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     }
     crate::output(root, &crate::cargo(), &["fuzz", "--version"])
         .context("cargo-fuzz is not here: cargo install --locked cargo-fuzz")?;
+    if options.target.is_none() {
+        sanitise(root)?;
+    }
     let mut crashed = vec![];
     for target in &targets {
         println!("== {target}: {} minutes", options.minutes);
@@ -45,6 +48,20 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     }
     ensure!(crashed.is_empty(), "crashed: {}; the inputs are in testdata/fuzz", crashed.join(", "));
     println!("{} targets, {} minutes each, no crash", targets.len(), options.minutes);
+    Ok(())
+}
+
+/// Tests of the one crate with `unsafe` kernels, every access checked. The sanitizer's own target directory: its flags would
+/// otherwise compile everything anew.
+fn sanitise(root: &Path) -> Result<()> {
+    println!("== kernels under AddressSanitizer");
+    let version = crate::output(root, "rustc", &["-vV"])?;
+    let host = version.lines().find_map(|l| l.strip_prefix("host: ")).context("rustc -vV names no host")?;
+    let mut command = Command::new(crate::cargo());
+    command.args(["test", "--locked", "-p", "fathom-cpu", "--target", host, "--target-dir", "target/sanitised"]);
+    command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address");
+    let status = command.current_dir(root).status()?;
+    ensure!(status.success(), "fathom-cpu under AddressSanitizer: {status}");
     Ok(())
 }
 
