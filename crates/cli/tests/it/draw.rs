@@ -73,5 +73,5 @@ fn what_cannot_be_drawn_is_said() {
     draw("a fox", &["--temperature", "nan"]).fails(1, &["temperature"]);
     draw("a fox", &["-n", "0"]).fails(2, &["0 is not in 1..=64"]);
     draw("a fox", &["-o", "/nowhere/at/all.png"]).fails(1, &["cannot write /nowhere/at/all.png"]);
-    draw("a fox", &["--memory", "100K"]).fails(1, &["of cache", "--memory"]);
+    draw("a fox", &["--memory", "10K"]).fails(1, &["of cache", "--memory"]);
 }
