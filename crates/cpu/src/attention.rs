@@ -10,9 +10,11 @@ use half::f16;
 use crate::backend::lock;
 use crate::kernels::attend::{AttendBand, Num, Places, Stream, band_scratch};
 use crate::kernels::latent::{Absorb, Expand, PlainBand, Slabs, is_plain, plain_scratch};
+use crate::kernels::packed::{Act, Columns, PackedBlock};
 use crate::kernels::rows::ToF16;
-use crate::matrix::{Held, Wide};
-use crate::pool::Grid;
+use crate::matrix::{Held, Matrix, Wide};
+use crate::pack::{Packed, ROWS};
+use crate::pool::{Grid, Rect};
 use crate::{Cpu, DEVICE};
 
 /// Queries that share the loads of a key and value head.
@@ -61,11 +63,36 @@ fn elements<'a>(op: &'static str, t: &'a Tensor) -> Result<Elements<'a>> {
     }
 }
 
-/// A latent cache and the widened projections.
+/// A head projection in packed form: head h is whole panels.
+#[derive(Clone, Copy)]
+struct Panels<'a> {
+    matrix: &'a Packed,
+    first_row: usize,
+    head_stride: usize,
+    head_rows: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// The panels of head `h`.
+    fn head(&self, h: usize) -> &'a [u8] {
+        let row = self.first_row + h * self.head_stride;
+        self.matrix.panels(row / ROWS..(row + self.head_rows) / ROWS)
+    }
+}
+
+/// The two head projections of latent attention.
+#[derive(Clone, Copy)]
+enum Heads<'a, W> {
+    /// Every number widened, `[features, rank]` per head.
+    Wide { k: Slabs<'a, W>, v: Slabs<'a, W> },
+    /// As packed, the key's stored transposed: what the absorbed form multiplies are rows.
+    Packed { k: Panels<'a>, v: Panels<'a> },
+}
+
+/// A latent cache and the head projections.
 struct Latent<'a, E, W> {
     cache: &'a [E],
-    k: Slabs<'a, W>,
-    v: Slabs<'a, W>,
+    heads: Heads<'a, W>,
 }
 
 impl Cpu {
@@ -155,14 +182,20 @@ impl Cpu {
         let op = "attend_latent";
         let shape = check::attend_latent(q, cache, k, v, spans, spec)?;
         let mut out = self.arena.alloc(shape, DType::F32);
-        let (wk, wv) = (self.wide(op, k, spec.heads)?, self.wide(op, v, spec.heads)?);
         let cache = elements(op, &cache.data)?;
+        if let Some(heads) = self.packed_heads(op, k, v)? {
+            match cache {
+                Elements::F32(cache) => self.latent(op, q, &Latent { cache, heads }, spans, spec, &mut out)?,
+                Elements::F16(cache) => self.latent(op, q, &Latent { cache, heads }, spans, spec, &mut out)?,
+            }
+            return Ok(out);
+        }
+        let (wk, wv) = (self.wide(op, k, spec.heads)?, self.wide(op, v, spec.heads)?);
         // The four pairs of element types that caches and projections can have.
         macro_rules! over {
             ($cache:expr, $k:expr, $v:expr) => {{
-                let kv = Latent { cache: $cache, k: slabs($k, k), v: slabs($v, v) };
-                self.latent_absorbed(op, q, &kv, spans, spec, &mut out)?;
-                self.latent_plain(op, q, &kv, spans, spec, &mut out)?;
+                let heads = Heads::Wide { k: slabs($k, k), v: slabs($v, v) };
+                self.latent(op, q, &Latent { cache: $cache, heads }, spans, spec, &mut out)?;
             }};
         }
         match (cache, wk, wv) {
@@ -173,6 +206,81 @@ impl Cpu {
             _ => unreachable!("invariant: one backend widens to one type"),
         }
         Ok(out)
+    }
+
+    fn latent<E: Num, W: Num>(
+        &self,
+        op: &'static str,
+        q: &Tensor,
+        kv: &Latent<'_, E, W>,
+        spans: &Spans<'_>,
+        spec: &LatentSpec,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        self.latent_absorbed(op, q, kv, spans, spec, out)?;
+        self.latent_plain(op, q, kv, spans, spec, out)
+    }
+
+    /// The projections as they are packed, if both are, in the orientation that absorbed products want.
+    fn packed_heads<'a>(&self, op: &'static str, k: HeadProj<'a>, v: HeadProj<'a>) -> Result<Option<Heads<'a, f16>>> {
+        let whole = |p: HeadProj<'_>| [p.first_row, p.head_stride, p.head_rows].iter().all(|n| n.is_multiple_of(ROWS));
+        if !(k.transposed && !v.transposed && whole(k) && whole(v)) {
+            return Ok(None);
+        }
+        let (Matrix::Packed(km), Matrix::Packed(vm)) =
+            (&self.held(op, k.weight)?.each[0], &self.held(op, v.weight)?.each[0])
+        else {
+            return Ok(None);
+        };
+        let panels = |matrix, p: HeadProj<'_>| Panels {
+            matrix,
+            first_row: p.first_row,
+            head_stride: p.head_stride,
+            head_rows: p.head_rows,
+        };
+        Ok(Some(Heads::Packed { k: panels(km, k), v: panels(vm, v) }))
+    }
+
+    /// `y[t, h] = W_h x[t, h]` for every head: `x` is `[tokens × heads, cols]`; a rectangle is one head, `width` columns wide, and the
+    /// product its first ones.
+    fn head_products(
+        &self,
+        w: Panels<'_>,
+        x: &[f32],
+        heads: usize,
+        width: usize,
+        grid: &mut Grid<'_>,
+        wanted: impl Fn(usize) -> bool + Sync,
+    ) {
+        let (layout, cols) = (w.matrix.layout, w.matrix.cols());
+        let mut memory = lock(&self.fine);
+        self.quantise(x, cols, &mut memory.acts);
+        let (acts, stride) = (&memory.acts[..], Act::<2>::stride(cols));
+        self.pool.rects(grid, |_, mut rect: Rect<'_>| {
+            if wanted(rect.band) {
+                let head = rect.first / width;
+                let (panels, acts, stride) = (w.head(head), &acts[head * stride..], heads * stride);
+                let rect = &mut rect;
+                self.isa.run(PackedBlock { layout, cols, panels, acts, stride, bias: None, at: 0, rect });
+            }
+        });
+    }
+
+    /// Head `h` of a packed projection widened to `[features, rank]`; `tile` holds a panel.
+    fn slab(&self, w: Panels<'_>, h: usize, transposed: bool, rank: usize, out: &mut [f32], tile: &mut [f32]) {
+        let (layout, cols) = (w.matrix.layout, w.matrix.cols());
+        let tile = &mut tile[..cols * ROWS];
+        for (p, panel) in w.head(h).chunks_exact(w.matrix.panel_bytes()).enumerate() {
+            self.isa.run(Columns { layout, cols, panel, out: tile });
+            for (c, column) in tile.chunks_exact(ROWS).enumerate() {
+                if transposed {
+                    out[c * rank + p * ROWS..][..ROWS].copy_from_slice(column);
+                } else {
+                    let below = out[p * ROWS * rank + c..].iter_mut().step_by(rank);
+                    below.zip(column).for_each(|(o, x)| *o = *x);
+                }
+            }
+        }
     }
 
     /// Spans in absorbed form: queries into the latent space, attention with the latent as key and value, results back.
@@ -188,7 +296,7 @@ impl Cpu {
         if spans.spans.iter().all(|s| is_plain(s.form)) {
             return Ok(());
         }
-        let LatentSpec { heads, rank, rope, v_dim, scale, .. } = *spec;
+        let LatentSpec { heads, rank, nope, rope, v_dim, scale } = *spec;
         let (tokens, dim) = (q.rows(), rank + rope);
         let mut bands = lock(&self.bands);
         bands.cut(spans.spans, QUERIES / HEADS);
@@ -196,11 +304,27 @@ impl Cpu {
         let mut moved = self.arena.alloc(Shape::matrix(tokens, heads * dim), DType::F32);
         let qs = self.arena.f32s(op, q)?;
         let m = self.arena.f32s_mut(op, &mut moved)?;
-        self.pool.rects(&mut Grid::new(tokens, dim).out(m, heads * dim).bands(&bands.starts), |_, rect| {
-            if !is_plain(span_of(rect.band).form) {
-                self.isa.run(Absorb { q: qs, k: kv.k, spec, rect });
+        let absorbed = |band: usize| !is_plain(span_of(band).form);
+        match kv.heads {
+            Heads::Wide { k, .. } => {
+                self.pool.rects(&mut Grid::new(tokens, dim).out(m, heads * dim).bands(&bands.starts), |_, rect| {
+                    if absorbed(rect.band) {
+                        self.isa.run(Absorb { q: qs, k, spec, rect });
+                    }
+                });
             }
-        });
+            Heads::Packed { k, .. } => {
+                let mut flat = self.arena.alloc(Shape::matrix(tokens * heads, nope), DType::F32);
+                let f = self.arena.f32s_mut(op, &mut flat)?;
+                let rows = qs.chunks_exact(nope + rope).zip(f.chunks_exact_mut(nope)).zip(m.chunks_exact_mut(dim));
+                for ((q, flat), moved) in rows {
+                    flat.copy_from_slice(&q[..nope]);
+                    moved[rank..].copy_from_slice(&q[nope..]);
+                }
+                let mut grid = Grid::new(tokens, dim).out(m, heads * dim).bands(&bands.starts);
+                self.head_products(k, self.arena.f32s(op, &flat)?, heads, dim, &mut grid, absorbed);
+            }
+        }
         let mut latent = self.arena.alloc(Shape::matrix(tokens, heads * rank), DType::F32);
         let (moved, l) = (self.arena.f32s(op, &moved)?, self.arena.f32s_mut(op, &mut latent)?);
         self.scratch.reserve(band_scratch(QUERIES, dim, rank));
@@ -231,11 +355,15 @@ impl Cpu {
             },
         );
         let (latent, o) = (self.arena.f32s(op, &latent)?, self.arena.f32s_mut(op, out)?);
-        self.pool.rects(&mut Grid::new(tokens, v_dim).out(o, heads * v_dim).bands(&bands.starts), |_, rect| {
-            if !is_plain(span_of(rect.band).form) {
-                self.isa.run(Expand { latent, v: kv.v, spec, rect });
-            }
-        });
+        let mut grid = Grid::new(tokens, v_dim).out(o, heads * v_dim).bands(&bands.starts);
+        match kv.heads {
+            Heads::Wide { v, .. } => self.pool.rects(&mut grid, |_, rect| {
+                if absorbed(rect.band) {
+                    self.isa.run(Expand { latent, v, spec, rect });
+                }
+            }),
+            Heads::Packed { v, .. } => self.head_products(v, latent, heads, v_dim, &mut grid, absorbed),
+        }
         Ok(())
     }
 
@@ -252,11 +380,12 @@ impl Cpu {
         if !spans.spans.iter().any(|s| is_plain(s.form)) {
             return Ok(());
         }
-        let LatentSpec { heads, v_dim, .. } = *spec;
+        let LatentSpec { heads, rank, nope, v_dim, .. } = *spec;
         let mut bands = lock(&self.bands);
         bands.cut(spans.spans, PLAIN_ROWS);
         let most = spans.spans.iter().map(|s| s.rows).max().unwrap_or(0);
-        self.scratch.reserve(plain_scratch(most.min(PLAIN_ROWS), spec));
+        let widened = (nope + v_dim) * rank + ROWS * rank.max(nope);
+        self.scratch.reserve(plain_scratch(most.min(PLAIN_ROWS), spec) + widened);
         let (q, o) = (self.arena.f32s(op, q)?, self.arena.f32s_mut(op, out)?);
         let mut grid = Grid::new(o.len() / (heads * v_dim), v_dim).out(o, heads * v_dim).bands(&bands.starts);
         self.pool.rects(&mut grid, |task, rect| {
@@ -264,23 +393,33 @@ impl Cpu {
             if !is_plain(span.form) {
                 return;
             }
-            self.isa.run(PlainBand {
-                q,
-                cache: kv.cache,
-                places: Places::Paged { table: &spans.tables[span.table..], block: spans.block },
-                k: kv.k,
-                v: kv.v,
-                spec,
-                seen: span.start + rect.rows.start - span.row + 1,
-                rect,
-                scratch: &mut self.scratch.lock(task.worker),
-            });
+            let (cache, seen) = (kv.cache, span.start + rect.rows.start - span.row + 1);
+            let places = Places::Paged { table: &spans.tables[span.table..], block: spans.block };
+            let scratch = &mut self.scratch.lock(task.worker)[..];
+            match kv.heads {
+                Heads::Wide { k, v } => {
+                    self.isa.run(PlainBand { q, cache, places, k, v, spec, seen, rect, scratch });
+                }
+                Heads::Packed { k, v } => {
+                    let head = rect.first / v_dim;
+                    let (wk, rest) = scratch.split_at_mut(nope * rank);
+                    let (wv, rest) = rest.split_at_mut(v_dim * rank);
+                    let (tile, scratch) = rest.split_at_mut(ROWS * rank.max(nope));
+                    self.slab(k, head, true, rank, wk, tile);
+                    self.slab(v, head, false, rank, wv, tile);
+                    // One head's slab, whichever head is asked for.
+                    let slab = |data| Slabs { data, cols: rank, first_row: 0, head_stride: 0 };
+                    let (k, v) = (slab(&*wk), slab(&*wv));
+                    self.isa.run(PlainBand { q, cache, places, k, v, spec, seen, rect, scratch });
+                }
+            }
         });
         Ok(())
     }
 
-    /// The matrix of a head projection, every number widened: block formats would be decoded again for every token
-    /// otherwise. Made once, when a model first attends; half a byte to two bytes a number beside the stored form.
+    /// The matrix of a head projection, every number widened, for those that are not packed in the right orientation: they
+    /// would be decoded again for every token otherwise. Made once, when a model first attends; two bytes a number, four in exact
+    /// precision, beside the stored form.
     fn wide<'a>(&self, op: &'static str, p: HeadProj<'a>, heads: usize) -> Result<&'a Wide> {
         let held: &Held = self.held(op, p.weight)?;
         Ok(held.wide[usize::from(p.transposed)].get_or_init(|| {

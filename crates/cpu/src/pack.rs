@@ -165,6 +165,11 @@ impl Packed {
         Ok((0..weights.len()).map(piece).collect())
     }
 
+    /// Columns.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// Bytes of a panel.
     pub(crate) fn panel_bytes(&self) -> usize {
         self.layout.panel_bytes(self.cols)

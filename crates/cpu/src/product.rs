@@ -36,7 +36,7 @@ pub(crate) struct Part<'a> {
 #[derive(Default)]
 pub(crate) struct Rounded<const DIGITS: usize> {
     /// For packed weights.
-    acts: Vec<Act<DIGITS>>,
+    pub(crate) acts: Vec<Act<DIGITS>>,
     /// For bfloat16 weights.
     brains: Vec<Brain<DIGITS>>,
 }
@@ -132,7 +132,7 @@ impl Cpu {
                 _ => {}
             }
         }
-        let (acts, brains) = (&acts[..], &brains[..]);
+        let (acts, brains, stride) = (&acts[..], &brains[..], Act::<DIGITS>::stride(cols));
         let mut grid = Grid::new(rows, block(parts, cols, rows, bands.len() - 1)).bands(bands);
         for (y, p) in outs.iter_mut().zip(parts) {
             grid = grid.out(self.arena.f32s_mut(op, y)?, p.rows);
@@ -148,7 +148,7 @@ impl Cpu {
                 }
                 (Way::Packed(layout), Matrix::Packed(p)) => {
                     let (panels, rect) = (p.panels(panels), &mut rect);
-                    self.isa.run(PackedBlock { layout, cols, panels, acts, bias, at: 0, rect });
+                    self.isa.run(PackedBlock { layout, cols, panels, acts, stride, bias, at: 0, rect });
                 }
                 (Way::Packed(layout), Matrix::Plain(weight)) => {
                     let mut panel = self.panels.lock(task.worker);
@@ -156,7 +156,7 @@ impl Cpu {
                     for (i, p) in panels.enumerate() {
                         pack_panel(layout, weight, p * ROWS, panel);
                         let (panels, rect) = (&*panel, &mut rect);
-                        self.isa.run(PackedBlock { layout, cols, panels, acts, bias, at: i * ROWS, rect });
+                        self.isa.run(PackedBlock { layout, cols, panels, acts, stride, bias, at: i * ROWS, rect });
                     }
                 }
                 (Way::Brain, Matrix::Plain(weight)) => self.isa.run(BrainBlock { weight, x: brains, bias, rect }),
@@ -167,7 +167,7 @@ impl Cpu {
     }
 
     /// Rounds the rows of `x` to integers.
-    fn quantise<const DIGITS: usize>(&self, x: &[f32], cols: usize, acts: &mut Vec<Act<DIGITS>>) {
+    pub(crate) fn quantise<const DIGITS: usize>(&self, x: &[f32], cols: usize, acts: &mut Vec<Act<DIGITS>>) {
         let (rows, stride) = (x.len() / cols, Act::<DIGITS>::stride(cols));
         if acts.len() < rows * stride {
             acts.resize(rows * stride, Act::ZERO);

@@ -85,14 +85,78 @@ impl<const DIGITS: usize> Kernel for Quantise<'_, DIGITS> {
     }
 }
 
+/// What is done with panels of any layout.
+trait Work {
+    fn work<S: Simd, C: Codes, D: Scaling>(self, s: S);
+}
+
+#[inline(always)]
+fn for_layout<S: Simd, W: Work>(layout: Layout, s: S, w: W) {
+    match (layout.bits, layout.scales) {
+        (4, Scales::F16) => w.work::<S, Codes4, ScaleF16<8>>(s),
+        (5, Scales::F16) => w.work::<S, Codes5, ScaleF16<16>>(s),
+        (8, Scales::F16) => w.work::<S, Codes8, ScaleF16<128>>(s),
+        (4, Scales::Affine) => w.work::<S, Codes4, ScaleAffine>(s),
+        (5, Scales::Affine) => w.work::<S, Codes5, ScaleAffine>(s),
+        (4, Scales::K) => w.work::<S, Codes4, ScaleK>(s),
+        (5, Scales::K) => w.work::<S, Codes5, ScaleK>(s),
+        (6, Scales::K16) => w.work::<S, Codes6, ScaleK16>(s),
+        other => unreachable!("invariant: no format has layout {other:?}"),
+    }
+}
+
+/// Decodes a panel: the sixteen numbers of each column, column after column.
+pub(crate) struct Columns<'a> {
+    pub(crate) layout: Layout,
+    pub(crate) cols: usize,
+    pub(crate) panel: &'a [u8],
+    /// `[cols, 16]`.
+    pub(crate) out: &'a mut [f32],
+}
+
+impl Kernel for Columns<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for_layout(self.layout, s, self);
+    }
+}
+
+impl Work for Columns<'_> {
+    #[inline(always)]
+    fn work<S: Simd, C: Codes, D: Scaling>(self, s: S) {
+        let panel = Panel::cut(self.layout, self.cols, self.panel);
+        let mut blocks = panel.codes.chunks_exact(C::BYTES).zip(self.out.as_chunks_mut::<{ BLOCK * LANES }>().0);
+        for scales in panel.scales.chunks_exact(D::BYTES) {
+            let head = D::head(s, scales);
+            for (j, (codes, out)) in (0..D::BLOCKS).zip(&mut blocks) {
+                let factor = D::factor(s, head, scales, j);
+                let (groups, _) = out.as_chunks_mut::<{ 4 * LANES }>();
+                for (g, (codes, out)) in C::unpack(s, codes).into_iter().zip(groups).enumerate() {
+                    for (i, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                        // A dot product with a unit vector takes one column's level out.
+                        let mut unit = [0; 4];
+                        unit[i] = 1;
+                        let q = s.to_f(C::dot(s, s.splat_i(-D::OFFSET), codes, unit));
+                        let d = factor[usize::from(D::HALVES && g >= 4)];
+                        s.store(if D::ADDEND { s.fma(q, d, factor[1]) } else { s.mul(q, d) }, out);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Panels `0..count` of a rectangle of `x·Wᵀ + b`.
 pub(crate) struct PackedBlock<'a, 'r, const DIGITS: usize> {
     pub(crate) layout: Layout,
     pub(crate) cols: usize,
     /// The panels, one behind the other.
     pub(crate) panels: &'a [u8],
-    /// `[tokens, Act::stride(cols)]`.
+    /// Rows of blocks.
     pub(crate) acts: &'a [Act<DIGITS>],
+    /// Blocks from one token's row to the next one's.
+    pub(crate) stride: usize,
     pub(crate) bias: Option<&'a [f32]>,
     /// Column of the rectangle at which the first panel begins.
     pub(crate) at: usize,
@@ -103,23 +167,13 @@ impl<const DIGITS: usize> Kernel for PackedBlock<'_, '_, DIGITS> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match (self.layout.bits, self.layout.scales) {
-            (4, Scales::F16) => self.tokens::<S, Codes4, ScaleF16<8>>(s),
-            (5, Scales::F16) => self.tokens::<S, Codes5, ScaleF16<16>>(s),
-            (8, Scales::F16) => self.tokens::<S, Codes8, ScaleF16<128>>(s),
-            (4, Scales::Affine) => self.tokens::<S, Codes4, ScaleAffine>(s),
-            (5, Scales::Affine) => self.tokens::<S, Codes5, ScaleAffine>(s),
-            (4, Scales::K) => self.tokens::<S, Codes4, ScaleK>(s),
-            (5, Scales::K) => self.tokens::<S, Codes5, ScaleK>(s),
-            (6, Scales::K16) => self.tokens::<S, Codes6, ScaleK16>(s),
-            other => unreachable!("invariant: no format has layout {other:?}"),
-        }
+        for_layout(self.layout, s, self);
     }
 }
 
-impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
+impl<const DIGITS: usize> Work for PackedBlock<'_, '_, DIGITS> {
     #[inline(always)]
-    fn tokens<S: Simd, C: Codes, D: Scaling>(mut self, s: S) {
+    fn work<S: Simd, C: Codes, D: Scaling>(mut self, s: S) {
         let mut t = self.rect.rows.start;
         let end = self.rect.rows.end;
         while t < end {
@@ -131,11 +185,13 @@ impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
             }
         }
     }
+}
 
+impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
     /// All panels for `T` tokens from `t` on.
     #[inline(always)]
     fn tile<S: Simd, C: Codes, D: Scaling, const T: usize>(&mut self, s: S, t: usize) -> usize {
-        let stride = Act::<DIGITS>::stride(self.cols);
+        let stride = self.stride;
         let mut rows = [&[] as &[Act<DIGITS>]; T];
         for (i, r) in rows.iter_mut().enumerate() {
             *r = &self.acts[(t + i) * stride..(t + i) * stride + self.cols / BLOCK];
