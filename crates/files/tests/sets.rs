@@ -186,7 +186,7 @@ fn directories_and_single_files() {
     assert_eq!(
         said(),
         [
-            "DIR: expected safetensors or GGUF files, found DIR/pytorch_model.bin: a pickle, which can run code and is never read"
+            "DIR: expected safetensors or GGUF files, found DIR/pytorch_model.bin: a pickle, which can run code and is not read here; `fathom convert` makes a GGUF of it"
         ]
     );
     fs::remove_file(dir.join("pytorch_model.bin")).unwrap();

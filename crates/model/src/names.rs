@@ -248,7 +248,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen.len(), 80);
+        assert_eq!(seen.len(), 160);
     }
 
     #[test]

@@ -375,23 +375,27 @@ impl Reader<'_> {
     }
 
     fn deducing(&mut self, at: usize, text: &str) -> Found {
-        let max = self.lines[0].ends_with("max");
-        let told: Vec<&str> = self.lines.get(1).map_or(vec![], |l| l.split(' ').collect());
+        let (_, bound) = self.lines[0].rsplit_once(": ").ok_or("no bound")?;
+        let sign = if bound == "max" { '<' } else { '>' };
+        let told: Vec<(&str, &str)> =
+            self.lines.get(1).map_or(vec![], |l| l.split(' ').filter_map(|t| t.split_once(sign)).collect());
+        // Whom the chain has reached: the last relation's second, at first the first one told.
+        let reached = match self.lines[2..at.max(2)].last().and_then(|l| l.split_once(sign)) {
+            Some((_, winner)) => Some(winner),
+            None => told.first().map(|t| t.0),
+        };
         match (at, text.split_once(": ")) {
-            (0, Some((_, bound))) => holds(["max", "min"].contains(&bound), "no bound"),
-            (1, _) => holds(told.iter().all(|t| t.contains('>')), "not relations"),
-            (_, Some((name, "yes" | "ja"))) => {
-                let beaten = |t: &&str| t.split_once('>').is_some_and(|(a, b)| if max { b == name } else { a == name });
-                holds(!told.iter().any(beaten), "is beaten")
+            (0, _) => holds(["max", "min"].contains(&bound), "no bound"),
+            (1, _) => holds(told.len() == text.split(' ').count(), "not relations"),
+            (_, Some((name, word))) => {
+                holds(word == bound && reached == Some(name), "not whom the chain has reached")?;
+                holds(told.iter().all(|t| t.0 != name), "loses to another")
             }
-            (_, Some((name, rest))) => {
-                let (by, word) = rest.split_once(' ').ok_or("no known form")?;
-                let (a, b) = by.split_once('>').ok_or("no relation")?;
-                let known = told.contains(&by) && ["no", "nein"].contains(&word);
+            (_, None) => {
+                let pair = text.split_once(sign).ok_or("no known form")?;
                 self.facts += 1;
-                holds(known && name == if max { b } else { a }, "the relation does not say so")
+                holds(told.contains(&pair) && reached == Some(pair.0), "no relation told of whom the chain has reached")
             }
-            _ => Err("no known form"),
         }
     }
 }

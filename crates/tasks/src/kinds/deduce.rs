@@ -78,26 +78,24 @@ impl Problem for Deduce {
         self.people[place].to_owned()
     }
 
-    /// The relations in one direction, then person by person: on the losing side of one, or nowhere on it.
+    /// The relations with the loser first, then from the first loser to whom it loses, until nobody is left to lose to.
     fn solve(&self, lang: Lang, steps: &mut Steps) {
         let [_, _, most, least, _] = SCALES[self.scale][lang as usize];
         let (want, bound) = if self.most { (most, "max") } else { (least, "min") };
         steps.line(format!("{} {want}: {bound}", lang.pick("want", "gesucht")));
-        let pair = |i: usize| format!("{}>{}", self.people[i], self.people[i + 1]);
-        steps.line(self.told.iter().map(|&i| pair(i)).collect::<Vec<_>>().join(" "));
-        let mut seen: Vec<usize> = vec![];
-        for i in self.told.iter().flat_map(|&i| [i, i + 1]) {
-            if seen.contains(&i) {
-                continue;
-            }
-            seen.push(i);
-            let beaten = if self.most { i.checked_sub(1) } else { (i + 1 < self.people.len()).then_some(i) };
-            let Some(by) = beaten else {
-                steps.line(format!("{}: {}", self.people[i], lang.pick("yes", "ja")));
-                return;
-            };
-            steps.line(format!("{}: {} {}", self.people[i], pair(by), lang.pick("no", "nein")));
+        let pair = |i: usize| match self.most {
+            true => (i, format!("{}<{}", self.people[i + 1], self.people[i])),
+            false => (i + 1, format!("{}>{}", self.people[i], self.people[i + 1])),
+        };
+        steps.line(self.told.iter().map(|&i| pair(i).1).collect::<Vec<_>>().join(" "));
+        let mut next = Some(self.told[0]);
+        while let Some(i) = next {
+            let (winner, text) = pair(i);
+            steps.line(text);
+            // Whose pair has the winner as its loser.
+            next = if self.most { winner.checked_sub(1) } else { Some(winner).filter(|w| w + 1 < self.people.len()) };
         }
+        steps.line(format!("{}: {bound}", self.answer(lang)));
     }
 
     fn verify(&self, lang: Lang, text: &str) -> bool {
