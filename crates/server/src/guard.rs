@@ -119,7 +119,7 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     if let Some(origin) = origin.filter(|_| status != 403) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
-        let allowed = HeaderValue::from_static("authorization, content-type, x-api-key, anthropic-version");
+        let allowed = HeaderValue::from_static(dialects::ALLOWED_HEADERS);
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
     }

@@ -1,8 +1,8 @@
 #![forbid(unsafe_code)]
 //! Floor 4: the server. HTTP, the languages that clients speak, and a plain page.
 //!
-//! A request passes [`guard`](mod@guard) (who may ask, request ids, the shape of errors) to one of the `dialects`, which
-//! parses it against its tables of [`fields`](mod@fields) into a neutral `Ask`. `answer` renders, submits to the engine and
+//! A request passes `guard` (who may ask, request ids, the shape of errors) to one of the `dialects`, which
+//! parses it against its tables of `fields` into a neutral `Ask`. `answer` renders, submits to the engine and
 //! gives back `Piece`s, which the dialect encodes. [`models`] says which models there are and loads them;
 //! `listen` accepts connections and drains them at the end.
 //!

@@ -25,7 +25,7 @@ fn written_and_read_again() {
         let again = Tokenizer::new(&VocabSource { vocabulary, ..source.clone() }).unwrap();
         for case in golden["cases"].as_array().unwrap() {
             let text = text(&case["text"]);
-            let ids = |t: &Tokenizer| t.encode(&text, Specials::Parse).unwrap();
+            let ids = |t: &Tokenizer| t.encode(text, Specials::Parse).unwrap();
             assert_eq!(ids(&again), ids(tokenizer), "{name}: {text:?}");
         }
     });

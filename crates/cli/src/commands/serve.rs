@@ -52,7 +52,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", help_heading = ACCESS)]
     allow_host: Vec<String>,
 
-    /// An origin whose pages may ask, such as https://chat.example
+    /// An origin whose pages may ask, such as `https://chat.example`
     #[arg(long, value_name = "ORIGIN", help_heading = ACCESS)]
     allow_origin: Vec<String>,
 

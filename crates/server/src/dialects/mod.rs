@@ -20,6 +20,9 @@ use serde_json::Value;
 use crate::guard::RequestId;
 use crate::{App, Refusal};
 
+/// Request headers that pages of other origins may send.
+pub(crate) const ALLOWED_HEADERS: &str = "authorization, content-type, x-api-key, anthropic-version";
+
 /// All paths.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let router = Router::new()

@@ -39,7 +39,7 @@ fn disturb(value: &mut Value, state: &mut u64) {
         _ => None,
     };
     match inner {
-        Some(inner) if next(state) % 4 != 0 => disturb(inner, state),
+        Some(inner) if !next(state).is_multiple_of(4) => disturb(inner, state),
         Some(inner) => *inner = others[next(state) % others.len()].clone(),
         None => *value = others[next(state) % others.len()].clone(),
     }

@@ -59,7 +59,7 @@ const LAWS: &[Law] = &[
     Law { name: "no-printing", says: "below floor 4 nothing prints", faults: words::printing },
     Law { name: "no-family-names", says: "core, files, cpu, engine and model outside families/ name no model family", faults: words::families },
     Law { name: "isa-names", says: "instruction sets are named in cpu and in one file of cli", faults: words::isas },
-    Law { name: "dialect-names", says: "API dialects are named in server/src/dialects", faults: words::dialects },
+    Law { name: "dialect-names", says: "API dialects are named in server/src/dialects; the command line may tell of them", faults: words::dialects },
     Law { name: "file-length", says: "a file has at most 1,000 lines of product code; tables and tests are exempt", faults: shape::length },
     Law { name: "header", says: "every file opens with //! lines for a newcomer", faults: shape::headers },
     Law { name: "unsafe-places", says: "unsafe stands only in the named places", faults: shape::unsafe_places },
