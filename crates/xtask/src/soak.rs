@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use toml_edit::DocumentMut;
 
 /// Options of `cargo xtask soak`.
@@ -18,11 +21,14 @@ pub(crate) struct Options {
     /// Minutes for each target
     #[arg(long, default_value_t = 10)]
     minutes: u64,
+    /// Targets that run at the same time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    jobs: u64,
     /// Only this target
     target: Option<String>,
 }
 
-/// Runs the targets one after another; an error names those that crashed.
+/// Runs the targets, `jobs` at a time; an error names those that crashed.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let manifest = fs::read_to_string(root.join("fuzz/Cargo.toml")).context("fuzz/Cargo.toml")?;
     let (mut targets, seeds) = read_manifest(&manifest)?;
@@ -35,15 +41,26 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     if options.target.is_none() {
         sanitise(root)?;
     }
-    let mut crashed = vec![];
-    for target in &targets {
-        println!("== {target}: {} minutes", options.minutes);
-        if let Some(ending) = seeds.get(target) {
-            seed(&root.join("testdata"), ending, &root.join("fuzz/corpus").join(target))?;
+    for (target, ending) in seeds.iter().filter(|(target, _)| targets.contains(target)) {
+        seed(&root.join("testdata"), ending, &root.join("fuzz/corpus").join(target))?;
+    }
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(vec![]));
+    thread::scope(|scope| {
+        for _ in 0..options.jobs {
+            scope.spawn(|| {
+                while let Some(target) = targets.get(next.fetch_add(1, Relaxed)) {
+                    println!("== {target}: {} minutes", options.minutes);
+                    let crashes = fuzz(root, target, options.minutes * 60);
+                    found.lock().unwrap_or_else(PoisonError::into_inner).push((target, crashes));
+                }
+            });
         }
-        let crashes = fuzz(root, target, options.minutes * 60)?;
-        if crashes > 0 {
-            crashed.push(format!("{target} ({crashes})"));
+    });
+    let mut crashed = vec![];
+    for (target, crashes) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match crashes? {
+            0 => {}
+            n => crashed.push(format!("{target} ({n})")),
         }
     }
     ensure!(crashed.is_empty(), "crashed: {}; the inputs are in testdata/fuzz", crashed.join(", "));
