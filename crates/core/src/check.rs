@@ -17,6 +17,16 @@ fn of(w: &Resident) -> Shape {
     Shape::matrix(w.rows, w.cols)
 }
 
+/// `x` is `cols` wide.
+pub fn wide(op: &'static str, arg: &'static str, x: &Tensor, cols: usize) -> Result<()> {
+    that(x.cols() == cols, op, arg, x.shape, || format!("[rows, {cols}]"))
+}
+
+/// `x` is `[rows, cols]`.
+pub fn sized(op: &'static str, arg: &'static str, x: &Tensor, rows: usize, cols: usize) -> Result<()> {
+    that(x.rows() == rows && x.cols() == cols, op, arg, x.shape, || format!("[{rows}, {cols}]"))
+}
+
 /// `ids` are rows of `table`.
 pub fn embed(table: &Resident, ids: &[u32]) -> Result<Shape> {
     below("embed", "ids", ids, table.rows)?;
@@ -39,15 +49,23 @@ pub fn rms_norm(x: &Tensor, weight: &Resident) -> Result<()> {
 /// One to four projections of vectors as wide as `x`, with biases as long as their outputs.
 pub fn linear(x: &Tensor, projs: &[Proj<'_>]) -> Result<()> {
     count("linear", projs.len())?;
-    projs.iter().try_for_each(|p| {
-        that(p.weight.cols == x.cols(), "linear", "weight", of(p.weight), || format!("[out, {}]", x.cols()))?;
-        match p.bias {
-            Some(b) => {
-                that(b.rows * b.cols == p.weight.rows, "linear", "bias", of(b), || format!("[1, {}]", p.weight.rows))
-            }
-            None => Ok(()),
-        }
-    })
+    projs.iter().try_for_each(|p| projection("linear", p, x.cols()))
+}
+
+fn projection(op: &'static str, p: &Proj<'_>, cols: usize) -> Result<()> {
+    that(p.weight.cols == cols, op, "weight", of(p.weight), || format!("[out, {cols}]"))?;
+    match p.bias {
+        Some(b) => that(b.rows * b.cols == p.weight.rows, op, "bias", of(b), || format!("[1, {}]", p.weight.rows)),
+        None => Ok(()),
+    }
+}
+
+/// Gate and up read `x` and are alike; down reads what they give.
+pub fn ffn(x: &Tensor, gate: Proj<'_>, up: Proj<'_>, down: Proj<'_>) -> Result<()> {
+    [gate, up].iter().try_for_each(|p| projection("ffn", p, x.cols()))?;
+    let hidden = gate.weight.rows;
+    that(up.weight.rows == hidden, "ffn", "up", of(up.weight), || format!("[{hidden}, {}]", x.cols()))?;
+    projection("ffn", &down, hidden)
 }
 
 fn count(op: &'static str, n: usize) -> Result<()> {
@@ -78,6 +96,23 @@ pub fn linear_experts(x: &Tensor, r: &Routing, projs: &[&ResidentExperts]) -> Re
         })?;
     }
     Ok(if rows == tokens { top_k } else { 1 })
+}
+
+/// As [`linear_experts`] for gate and up, which are alike; down reads what they give.
+pub fn moe(
+    x: &Tensor,
+    r: &Routing,
+    gate: &ResidentExperts,
+    up: &ResidentExperts,
+    down: &ResidentExperts,
+) -> Result<usize> {
+    let sharing = linear_experts(x, r, &[gate, up])?;
+    let hidden = gate.each.rows;
+    that(up.each.rows == hidden, "moe", "up", of(&up.each), || format!("[{hidden}, {}]", x.cols()))?;
+    that(down.each.cols == hidden, "moe", "down", of(&down.each), || format!("[out, {hidden}]"))?;
+    let found = Shape::new(&[down.experts]);
+    that(down.experts == gate.experts, "moe", "down", found, || format!("{} experts", gate.experts))?;
+    Ok(sharing)
 }
 
 /// All experts of a projection have one shape. Returns it.

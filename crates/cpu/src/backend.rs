@@ -193,6 +193,11 @@ impl Cpu {
         Ok(held.vector.as_deref().expect("invariant: a weight of one row or column is kept as a vector"))
     }
 
+    pub(crate) fn part<'a>(&self, op: &'static str, p: Proj<'a>) -> Result<Part<'a>> {
+        let bias = p.bias.map(|b| self.vector(op, b)).transpose()?;
+        Ok(Part { each: &self.held(op, p.weight)?.each, rows: p.weight.rows, bias })
+    }
+
     fn project<const DIGITS: usize>(
         &self,
         op: &'static str,
@@ -206,8 +211,7 @@ impl Cpu {
         let mut parts = arrayvec::ArrayVec::<Part<'_>, 4>::new();
         for p in projs {
             outs.push(self.arena.alloc(Shape::matrix(x.rows(), p.weight.rows), DType::F32));
-            let bias = p.bias.map(|b| self.vector(op, b)).transpose()?;
-            parts.push(Part { each: &self.held(op, p.weight)?.each, rows: p.weight.rows, bias });
+            parts.push(self.part(op, *p)?);
         }
         let (cols, bands, experts) = (x.cols(), &[0, x.rows()], &[0]);
         match self.training {
@@ -308,10 +312,25 @@ impl Backend for Cpu {
     }
 
     fn ffn(&self, x: &Tensor, gate: Proj<'_>, up: Proj<'_>, down: Proj<'_>) -> Result<Tensor> {
-        let mut both = self.project("ffn", &self.coarse, x, &[gate, up])?;
+        let op = "ffn";
+        check::ffn(x, gate, up, down)?;
+        let mut out = Outputs::new();
+        out.push(self.arena.alloc(Shape::matrix(x.rows(), down.weight.rows), DType::F32));
+        let xs = self.arena.f32s(op, x)?;
+        if self.gated(
+            op,
+            xs,
+            None,
+            [self.part(op, gate)?, self.part(op, up)?, self.part(op, down)?],
+            x.cols(),
+            &mut out,
+        )? {
+            return Ok(out.remove(0));
+        }
+        let mut both = self.project(op, &self.coarse, x, &[gate, up])?;
         let (up, gate) = (both.pop().expect("invariant: two outputs"), both.pop().expect("invariant: two outputs"));
         let h = self.swiglu(gate, &up)?;
-        Ok(self.project("ffn", &self.coarse, &h, &[down])?.remove(0))
+        Ok(self.project(op, &self.coarse, &h, &[down])?.remove(0))
     }
 
     fn linear_experts(&self, x: &Tensor, routing: &Routing, projs: &[&ResidentExperts]) -> Result<Outputs> {
@@ -471,19 +490,22 @@ impl Backend for Cpu {
     ) -> Result<Tensor> {
         // Rows stay sorted by expert from the first projection to the last.
         let op = "moe";
-        let sharing = check::linear_experts(x, routing, &[gate, up])?;
+        let sharing = check::moe(x, routing, gate, up, down)?;
         let experts = self.arena.u32s(op, &routing.experts)?;
         check::below(op, "routing.experts", experts, gate.experts)?;
         let mut order = lock(&self.order);
         order.sort(experts, gate.experts);
-        let mut both = self.sorted_products(op, &self.gather(op, x, &order, sharing)?, &order, &[gate, up])?;
-        let (up, gate) = (both.pop().expect("invariant: two outputs"), both.pop().expect("invariant: two outputs"));
-        let h = self.swiglu(gate, &up)?;
-        check::linear_experts(&h, routing, &[down])?;
-        check::below(op, "routing.experts", experts, down.experts)?;
-        let y = self.sorted_products(op, &h, &order, &[down])?.remove(0);
-        check::combine_experts(&y, routing, plus.as_ref())?;
-        self.combine(op, &y, |slot| order.places[slot], &routing.weights, plus)
+        let mut out = Outputs::new();
+        out.push(self.arena.alloc(Shape::matrix(experts.len(), down.each.rows), DType::F32));
+        let (xs, sorted) = (self.arena.f32s(op, x)?, Some((&*order, sharing)));
+        let [g, u, d] = [gate, up, down].map(|p| self.part(op, Proj { weight: &p.each, bias: None }));
+        if !self.gated(op, xs, sorted, [g?, u?, d?], x.cols(), &mut out)? {
+            let mut both = self.sorted_products(op, &self.gather(op, x, &order, sharing)?, &order, &[gate, up])?;
+            let (up, gate) = (both.pop().expect("invariant: two outputs"), both.pop().expect("invariant: two outputs"));
+            out = self.sorted_products(op, &self.swiglu(gate, &up)?, &order, &[down])?;
+        }
+        check::combine_experts(&out[0], routing, plus.as_ref())?;
+        self.combine(op, &out[0], |slot| order.places[slot], &routing.weights, plus)
     }
 
     fn slice_cols(&self, x: &Tensor, from: usize, to: usize) -> Result<Tensor> {

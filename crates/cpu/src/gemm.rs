@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use arrayvec::ArrayVec;
 use fathom_core::backend::Outputs;
-use fathom_core::{DType, ResidentExperts, Result, Shape, Tensor, format};
+use fathom_core::{DType, Proj, ResidentExperts, Result, Shape, Tensor, format};
 
 use crate::Cpu;
 use crate::backend::lock;
@@ -298,7 +298,7 @@ impl Cpu {
         let mut parts = ArrayVec::<Part<'_>, 4>::new();
         for p in projs {
             outs.push(self.arena.alloc(Shape::matrix(order.slots.len(), p.each.rows), DType::F32));
-            parts.push(Part { each: &self.held(op, &p.each)?.each, rows: p.each.rows, bias: None });
+            parts.push(self.part(op, Proj { weight: &p.each, bias: None })?);
         }
         let (rows, cols) = (order.rows(sharing), x.cols());
         let xs = Strided::picked(self.arena.f32s(op, x)?, cols, &rows);

@@ -27,30 +27,16 @@ const NORM_ROWS: usize = 128;
 /// Numbers of a weight that are decoded at a time.
 const DECODED: usize = 1 << 22;
 
-impl Cpu {
-    fn filled(&self, shape: Shape) -> Result<Tensor> {
+impl Grad for Cpu {
+    fn zeros(&self, shape: Shape) -> Result<Tensor> {
         let mut t = self.arena.alloc(shape, DType::F32);
         self.arena.f32s_mut("zeros", &mut t)?.fill(0.0);
         Ok(t)
     }
-}
-
-fn wide(op: &'static str, arg: &'static str, x: &Tensor, cols: usize) -> Result<()> {
-    Error::check_shape(x.cols() == cols, op, arg, x.shape, || format!("[rows, {cols}]"))
-}
-
-fn sized(op: &'static str, x: &Tensor, rows: usize, cols: usize) -> Result<()> {
-    Error::check_shape(x.rows() == rows && x.cols() == cols, op, "d", x.shape, || format!("[{rows}, {cols}]"))
-}
-
-impl Grad for Cpu {
-    fn zeros(&self, shape: Shape) -> Result<Tensor> {
-        self.filled(shape)
-    }
 
     fn linear_dx(&self, dy: &Tensor, weight: &Resident) -> Result<Tensor> {
         let op = "linear_dx";
-        wide(op, "dy", dy, weight.rows)?;
+        check::wide(op, "dy", dy, weight.rows)?;
         let held: &Held = weight.data(op, DEVICE)?;
         let (rows, cols) = (weight.rows, weight.cols);
         let mut dx = self.arena.alloc(Shape::matrix(dy.rows(), cols), DType::F32);
@@ -70,7 +56,7 @@ impl Grad for Cpu {
 
     fn linear_dw(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor) -> Result<()> {
         let op = "linear_dw";
-        sized(op, dw, dy.cols(), x.cols())?;
+        check::sized(op, "dw", dw, dy.cols(), x.cols())?;
         let a = Strided::rows(self.arena.f32s(op, dy)?, dy.cols()).transposed();
         let b = Strided::rows(self.arena.f32s(op, x)?, x.cols());
         let product = Factors { a, b, rows: dy.cols(), depth: x.rows() };
@@ -80,7 +66,7 @@ impl Grad for Cpu {
 
     fn bias_db(&self, dy: &Tensor, db: &mut Tensor) -> Result<()> {
         let op = "bias_db";
-        sized(op, db, 1, dy.cols())?;
+        check::sized(op, "db", db, 1, dy.cols())?;
         let dys = self.arena.f32s(op, dy)?;
         let sums = self.arena.f32s_mut(op, db)?;
         for row in dys.chunks_exact(sums.len()) {
@@ -91,7 +77,7 @@ impl Grad for Cpu {
 
     fn linear_experts_dx(&self, dy: &Tensor, routing: &Routing, w: &ResidentExperts, x_rows: usize) -> Result<Tensor> {
         let op = "linear_experts_dx";
-        wide(op, "dy", dy, w.each.rows)?;
+        check::wide(op, "dy", dy, w.each.rows)?;
         let held: &Held = w.each.data(op, DEVICE)?;
         let (rows, cols) = (w.each.rows, w.each.cols);
         let mut order = lock(&self.order);
@@ -131,7 +117,7 @@ impl Grad for Cpu {
         let op = "linear_experts_dw";
         let (rows, cols) = (dy.cols(), x.cols());
         let experts = dw.rows() / rows.max(1);
-        sized(op, dw, experts * rows, cols)?;
+        check::sized(op, "dw", dw, experts * rows, cols)?;
         let mut order = lock(&self.order);
         order.sort(self.arena.u32s(op, &routing.experts)?, experts);
         let sharing = order.slots.len() / x.rows().max(1);
@@ -218,7 +204,7 @@ impl Grad for Cpu {
     ) -> Result<(Tensor, Tensor, Tensor)> {
         let op = "attend_grad";
         let shape = check::attend(q, KvView::Fresh { k, v }, spans, spec)?;
-        sized(op, dy, shape.rows(), shape.cols())?;
+        check::sized(op, "dy", dy, shape.rows(), shape.cols())?;
         self.attend_derivatives(op, [q, k, v, dy], spans, spec)
     }
 
@@ -247,7 +233,7 @@ impl Grad for Cpu {
     fn route_grad(&self, logits: &Tensor, routing: &Routing, dweights: &Tensor, spec: &RouteSpec) -> Result<Tensor> {
         let op = "route_grad";
         check::same(op, "dweights", &routing.weights, dweights)?;
-        wide(op, "logits", logits, spec.experts)?;
+        check::wide(op, "logits", logits, spec.experts)?;
         let (zs, dws) = (self.arena.f32s(op, logits)?, self.arena.f32s(op, dweights)?);
         let chosen = self.arena.u32s(op, &routing.experts)?;
         let mut dx = self.arena.alloc(logits.shape, DType::F32);
@@ -283,7 +269,7 @@ impl Grad for Cpu {
 
     fn embed_grad(&self, ids: &[u32], dy: &Tensor, dtable: &mut Tensor) -> Result<()> {
         let op = "embed_grad";
-        wide(op, "dtable", dtable, dy.cols())?;
+        check::wide(op, "dtable", dtable, dy.cols())?;
         check::below(op, "ids", ids, dtable.rows())?;
         let (dys, n) = (self.arena.f32s(op, dy)?, dy.cols());
         let table = self.arena.f32s_mut(op, dtable)?;
@@ -297,7 +283,7 @@ impl Grad for Cpu {
         let op = "slice_cols_grad";
         let n = dy.cols();
         Error::check_shape(from + n <= cols, op, "dy", dy.shape, || format!("at most {} columns", cols - from))?;
-        let mut dx = self.filled(Shape::matrix(dy.rows(), cols))?;
+        let mut dx = self.zeros(Shape::matrix(dy.rows(), cols))?;
         let rows = self.arena.f32s_mut(op, &mut dx)?.chunks_exact_mut(cols);
         for (x, d) in rows.zip(self.arena.f32s(op, dy)?.chunks_exact(n)) {
             x[from..from + n].copy_from_slice(d);
@@ -309,7 +295,7 @@ impl Grad for Cpu {
         let op = "select_rows_grad";
         check::below(op, "picked", picked, rows)?;
         let n = dy.cols();
-        let mut dx = self.filled(Shape::matrix(rows, n))?;
+        let mut dx = self.zeros(Shape::matrix(rows, n))?;
         let dxs = self.arena.f32s_mut(op, &mut dx)?;
         for (&r, d) in picked.iter().zip(self.arena.f32s(op, dy)?.chunks_exact(n)) {
             dxs[r as usize * n..(r as usize + 1) * n].iter_mut().zip(d).for_each(|(x, d)| *x += d);

@@ -6,14 +6,15 @@
 //! scales keep theirs, sixteen rows side by side:
 //!
 //! ```text
-//! panel   = scales of all blocks, padded to 64 bytes | codes of all blocks of 32 columns
+//! panel   = groups of eight blocks of 32 columns, the last one shorter: one stream from end to end
+//! group   = scales of its blocks, padded to 64 bytes | codes of its blocks
 //! codes   = 4 bit: four vectors; in each the low nibbles are group g, the high ones group g + 4
 //!           5 bit: the same, then a vector whose bit g is the fifth bit of group g
 //!           6 bit: the same four, then two vectors with the upper bit pairs of groups 0–3 and 4–7
 //!           8 bit: eight vectors
-//! scales  = F16, per block:      d (16 × f16), and for the affine formats m (16 × f16)
-//!           K, per 256 columns:  d, dmin (16 × f16), then per block 16 scales and 16 minima, a byte each
-//!           K16, per 256:        d (16 × f16), then per 16 columns 16 signed scales, a byte each
+//! scales  = F16:  per block d (16 × f16), and for the affine formats m (16 × f16)
+//!           K:    d, dmin (16 × f16), then per block 16 scales and 16 minima, a byte each
+//!           K16:  d (16 × f16), then per 16 columns 16 signed scales, a byte each
 //! ```
 
 use std::ops::Range;
@@ -29,8 +30,8 @@ use crate::{DEVICE, Pool};
 pub(crate) const ROWS: usize = 16;
 /// Columns of a block.
 pub(crate) const BLOCK: usize = 32;
-/// Columns of a super-block.
-const SUPER: usize = 256;
+/// Blocks whose scales lie together: a super-block of the K formats.
+pub(crate) const GROUP: usize = 8;
 
 /// How scales lie.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,20 +79,32 @@ impl Layout {
         64 * self.bits
     }
 
-    /// Bytes of a panel's scales.
-    fn scale_bytes(self, cols: usize) -> usize {
+    /// Bytes of the scales of a group of `blocks` blocks.
+    fn scale_bytes(self, blocks: usize) -> usize {
         let n = match self.scales {
-            Scales::F16 => cols / BLOCK * 32,
-            Scales::Affine => cols / BLOCK * 64,
-            Scales::K => cols / SUPER * 320,
-            Scales::K16 => cols / SUPER * 288,
+            Scales::F16 => blocks * 32,
+            Scales::Affine => blocks * 64,
+            Scales::K => 64 + GROUP * 32,
+            Scales::K16 => 32 + GROUP * 32,
         };
         n.next_multiple_of(64)
     }
 
+    fn group_bytes(self, blocks: usize) -> usize {
+        self.scale_bytes(blocks) + blocks * self.code_bytes()
+    }
+
     /// Bytes of a panel.
     pub(crate) fn panel_bytes(self, cols: usize) -> usize {
-        self.scale_bytes(cols) + cols / BLOCK * self.code_bytes()
+        let (groups, rest) = (cols / BLOCK / GROUP, cols / BLOCK % GROUP);
+        groups * self.group_bytes(GROUP) + if rest > 0 { self.group_bytes(rest) } else { 0 }
+    }
+
+    /// Where in a panel the scales of block `b`'s group begin, and where its codes.
+    fn place(self, cols: usize, b: usize) -> (usize, usize) {
+        let blocks = GROUP.min(cols / BLOCK - b / GROUP * GROUP);
+        let at = b / GROUP * self.group_bytes(GROUP);
+        (at, at + self.scale_bytes(blocks) + b % GROUP * self.code_bytes())
     }
 }
 
@@ -120,21 +133,6 @@ pub(crate) struct Packed {
     cols: usize,
     memory: Arc<Mmap>,
     first: usize,
-}
-
-/// A panel, cut into its two parts.
-#[derive(Clone, Copy)]
-pub(crate) struct Panel<'a> {
-    pub(crate) scales: &'a [u8],
-    pub(crate) codes: &'a [u8],
-}
-
-impl<'a> Panel<'a> {
-    /// Cuts the bytes of a panel.
-    pub(crate) fn cut(layout: Layout, cols: usize, bytes: &'a [u8]) -> Panel<'a> {
-        let (scales, codes) = bytes.split_at(layout.scale_bytes(cols));
-        Panel { scales, codes }
-    }
 }
 
 impl Packed {
@@ -184,10 +182,11 @@ impl Packed {
     /// Decodes row `row`, to the same values as the format's codec.
     pub(crate) fn decode_row(&self, row: usize, out: &mut [f32]) {
         let (p, lane) = (row / ROWS, row % ROWS);
-        let panel = Panel::cut(self.layout, self.cols, self.panels(p..p + 1));
-        let blocks = panel.codes.chunks_exact(self.layout.code_bytes());
-        for (b, (codes, out)) in blocks.zip(out.chunks_exact_mut(BLOCK)).enumerate() {
-            let scale = scales_at(self.layout.scales, panel.scales, b, lane);
+        let panel = self.panels(p..p + 1);
+        for (b, out) in out.chunks_exact_mut(BLOCK).enumerate() {
+            let (scales, codes) = self.layout.place(self.cols, b);
+            let (scales, codes) = (&panel[scales..], &panel[codes..]);
+            let scale = scales_at(self.layout.scales, scales, b % GROUP, lane);
             for (i, o) in out.iter_mut().enumerate() {
                 let q = (level(self.layout.bits, codes, lane, i) - self.layout.offset) as f32;
                 *o = match scale[i / 16] {
@@ -214,20 +213,20 @@ fn level(bits: usize, codes: &[u8], lane: usize, i: usize) -> i32 {
     i32::from(low | high)
 }
 
-/// Factor and, if the format has one, addend of the block's first and second half.
-fn scales_at(scales: Scales, bytes: &[u8], b: usize, lane: usize) -> [(f32, Option<f32>); 2] {
+/// Factor and, if the format has one, addend of the first and second half of block `j` of a group.
+fn scales_at(scales: Scales, bytes: &[u8], j: usize, lane: usize) -> [(f32, Option<f32>); 2] {
     let f = |at: usize| f16::from_le_bytes([bytes[at + 2 * lane], bytes[at + 2 * lane + 1]]).to_f32();
     match scales {
-        Scales::F16 => [(f(b * 32), None); 2],
-        Scales::Affine => [(f(b * 64), Some(f(b * 64 + 32))); 2],
+        Scales::F16 => [(f(j * 32), None); 2],
+        Scales::Affine => [(f(j * 64), Some(f(j * 64 + 32))); 2],
         Scales::K => {
-            let (at, pair) = (b / 8 * 320, b / 8 * 320 + 64 + b % 8 * 32);
+            let pair = 64 + j * 32;
             let (s, m) = (f32::from(bytes[pair + lane]), f32::from(bytes[pair + 16 + lane]));
-            [(f(at) * s, Some(-(f(at + 32) * m))); 2]
+            [(f(0) * s, Some(-(f(32) * m))); 2]
         }
         Scales::K16 => {
-            let (at, pair) = (b / 8 * 288, b / 8 * 288 + 32 + b % 8 * 32);
-            [pair, pair + 16].map(|p| (f(at) * f32::from(bytes[p + lane] as i8), None))
+            let pair = 32 + j * 32;
+            [pair, pair + 16].map(|p| (f(0) * f32::from(bytes[p + lane] as i8), None))
         }
     }
 }
@@ -236,8 +235,6 @@ fn scales_at(scales: Scales, bytes: &[u8], b: usize, lane: usize) -> [(f32, Opti
 pub(crate) fn pack_panel(layout: Layout, w: &Weight, first: usize, out: &mut [u8]) {
     let f = w.format.get();
     let per_stored = f.block_elems() / BLOCK;
-    let (scales, codes) = out.split_at_mut(layout.scale_bytes(w.cols));
-    scales.fill(0);
     let rows = ROWS.min(w.rows - first);
     let mut stored: [&[u8]; ROWS] = [&[]; ROWS];
     for (l, s) in stored.iter_mut().enumerate().take(rows) {
@@ -245,7 +242,12 @@ pub(crate) fn pack_panel(layout: Layout, w: &Weight, first: usize, out: &mut [u8
     }
     let mut words = [[0u32; ROWS]; 8];
     let levels = levels(w.format);
-    for (b, codes) in codes.chunks_exact_mut(layout.code_bytes()).enumerate() {
+    for b in 0..w.cols / BLOCK {
+        let (scales, codes) = layout.place(w.cols, b);
+        let (group, codes) = out[scales..codes + layout.code_bytes()].split_at_mut(codes - scales);
+        if b.is_multiple_of(GROUP) {
+            group.fill(0);
+        }
         for l in 0..rows {
             let block = &stored[l][b / per_stored * f.block_bytes()..][..f.block_bytes()];
             let j = b % per_stored;
@@ -254,7 +256,7 @@ pub(crate) fn pack_panel(layout: Layout, w: &Weight, first: usize, out: &mut [u8
             for (g, x) in q.as_chunks::<4>().0.iter().enumerate() {
                 words[g][l] = u32::from_le_bytes(*x);
             }
-            pack_scales(layout.scales, w.format, block, b, l, scales);
+            pack_scales(layout.scales, w.format, block, b % GROUP, l, group);
         }
         merge(layout.bits, &words, codes);
     }
@@ -339,28 +341,26 @@ fn levels(format: FormatId) -> Levels {
     }
 }
 
-/// Puts the scales of block `b` of lane `l` in their place.
-fn pack_scales(scales: Scales, format: FormatId, block: &[u8], b: usize, l: usize, out: &mut [u8]) {
+/// Puts the scales of block `j` of a group, lane `l`, in their place.
+fn pack_scales(scales: Scales, format: FormatId, block: &[u8], j: usize, l: usize, out: &mut [u8]) {
     let mut half = |at: usize, from: usize| out[at + 2 * l..at + 2 * l + 2].copy_from_slice(&block[from..from + 2]);
     match scales {
-        Scales::F16 => half(b * 32, 0),
+        Scales::F16 => half(j * 32, 0),
         Scales::Affine => {
-            half(b * 64, 0);
-            half(b * 64 + 32, 2);
+            half(j * 64, 0);
+            half(j * 64 + 32, 2);
         }
         Scales::K => {
-            let (at, j) = (b / 8 * 320, b % 8);
-            half(at, 0);
-            half(at + 32, 2);
+            half(0, 0);
+            half(32, 2);
             let (s, m) = k_pair(&block[4..16], j);
-            (out[at + 64 + j * 32 + l], out[at + 80 + j * 32 + l]) = (s, m);
+            (out[64 + j * 32 + l], out[80 + j * 32 + l]) = (s, m);
         }
         Scales::K16 => {
             debug_assert_eq!(format, format::Q6_K);
-            let (at, j) = (b / 8 * 288, b % 8);
-            half(at, 208);
+            half(0, 208);
             // Stored halves of 128 columns hold eight scales each, in column order.
-            (out[at + 32 + j * 32 + l], out[at + 48 + j * 32 + l]) = (block[192 + 2 * j], block[193 + 2 * j]);
+            (out[32 + j * 32 + l], out[48 + j * 32 + l]) = (block[192 + 2 * j], block[193 + 2 * j]);
         }
     }
 }
@@ -402,7 +402,7 @@ mod tests {
                 }
                 // Whole panels cost at most a tenth more than the file.
                 let stored = f.get().block_bytes() * blocks * ROWS;
-                let spare = 64; // the padding between scales and codes
+                let spare = 64; // the padding between scales and codes of a lone block
                 assert!(layout.panel_bytes(cols) * 10 <= stored * 11 + spare * 10, "{f}: {}", layout.panel_bytes(cols));
             }
         }

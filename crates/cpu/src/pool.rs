@@ -202,7 +202,7 @@ impl Pool {
     }
 
     /// Cuts outputs into rectangles and runs a task for each: bands of rows, and within a band blocks of columns.
-    pub fn rects(&self, grid: &mut Grid<'_>, f: impl Fn(Task, Rect<'_>) + Sync) {
+    pub fn rects<T: Send + Sync>(&self, grid: &mut Grid<'_, T>, f: impl Fn(Task, Rect<'_, T>) + Sync) {
         let grid = &*grid;
         self.run(grid.tasks(), |task| {
             // SAFETY: rectangles of different tasks do not overlap, each task runs once, and the outputs stay borrowed by
@@ -240,16 +240,17 @@ impl<T> SendPtr<T> {
 const MOST: usize = 4;
 
 /// How row-major outputs are cut into rectangles.
-pub struct Grid<'a> {
-    outs: [Option<(SendPtr<f32>, usize)>; MOST],
+pub struct Grid<'a, T = f32> {
+    /// Data, columns, elements from one row to the next.
+    outs: [Option<(SendPtr<T>, usize, usize)>; MOST],
     /// Bands of rows: band b is rows `bands[b]..bands[b + 1]`; empty means one band of all rows.
     bands: &'a [usize],
     rows: usize,
     block: usize,
-    life: PhantomData<&'a mut [f32]>,
+    life: PhantomData<&'a mut [T]>,
 }
 
-impl<'a> Grid<'a> {
+impl<'a, T> Grid<'a, T> {
     /// No output yet; `rows` rows in one band; blocks of `block` columns.
     pub fn new(rows: usize, block: usize) -> Self {
         assert!(block > 0, "invariant: a block has columns");
@@ -273,10 +274,18 @@ impl<'a> Grid<'a> {
     ///
     /// # Panics
     /// If the data has another length, or this is the fifth.
-    pub fn out(mut self, data: &'a mut [f32], cols: usize) -> Self {
-        assert_eq!(data.len(), self.rows * cols, "invariant: an output is rows × cols");
+    pub fn out(self, data: &'a mut [T], cols: usize) -> Self {
+        self.padded(data, cols, cols)
+    }
+
+    /// Adds an output `[rows, cols]` whose rows begin `stride` elements apart.
+    ///
+    /// # Panics
+    /// If the data has another length, rows overlap, or this is the fifth.
+    pub fn padded(mut self, data: &'a mut [T], cols: usize, stride: usize) -> Self {
+        assert!(cols <= stride && data.len() == self.rows * stride, "invariant: an output is rows × cols");
         let slot = self.outs.iter_mut().find(|o| o.is_none()).expect("invariant: at most four outputs");
-        *slot = Some((SendPtr(data.as_mut_ptr()), cols));
+        *slot = Some((SendPtr(data.as_mut_ptr()), cols, stride));
         self
     }
 
@@ -296,16 +305,16 @@ impl<'a> Grid<'a> {
     ///
     /// # Safety
     /// At most one rectangle per index may be alive.
-    unsafe fn rect(&self, index: usize) -> Rect<'_> {
+    unsafe fn rect(&self, index: usize) -> Rect<'_, T> {
         let per_band = self.tasks() / self.band_count();
         let (band, mut block) = (index / per_band, index % per_band);
         let rows = self.band(band);
-        for (which, (data, cols)) in self.outs.iter().flatten().enumerate() {
+        for (which, (data, cols, stride)) in self.outs.iter().flatten().enumerate() {
             if block < cols.div_ceil(self.block) {
                 let first = block * self.block;
                 let width = self.block.min(cols - first);
-                let data = data.get();
-                return Rect { out: which, band, rows, first, width, stride: *cols, data, life: PhantomData };
+                let (data, stride) = (data.get(), *stride);
+                return Rect { out: which, band, rows, first, width, stride, corner: (0, 0), data, life: PhantomData };
             }
             block -= cols.div_ceil(self.block);
         }
@@ -314,7 +323,7 @@ impl<'a> Grid<'a> {
 }
 
 /// A task's part of an output: some rows, some columns.
-pub struct Rect<'a> {
+pub struct Rect<'a, T = f32> {
     /// Which output.
     pub out: usize,
     /// Which band of rows.
@@ -326,20 +335,33 @@ pub struct Rect<'a> {
     /// Number of columns.
     pub width: usize,
     stride: usize,
-    data: *mut f32,
-    life: PhantomData<&'a mut [f32]>,
+    /// Row and column of the output that `data` begins with.
+    corner: (usize, usize),
+    data: *mut T,
+    life: PhantomData<&'a mut [T]>,
 }
 
-impl Rect<'_> {
+impl<'a, T> Rect<'a, T> {
+    /// Columns `first..` of some rows of an output that exist in `data` alone, `[rows, width]`.
+    ///
+    /// # Panics
+    /// If the data has another length.
+    pub fn apart(data: &'a mut [T], rows: Range<usize>, first: usize, width: usize) -> Self {
+        assert_eq!(data.len(), rows.len() * width, "invariant: a rectangle is rows × width");
+        let corner = (rows.start, first);
+        Rect { out: 0, band: 0, rows, first, width, stride: width, corner, data: data.as_mut_ptr(), life: PhantomData }
+    }
+
     /// The rectangle's part of row `row` (counted from the top of the output).
     ///
     /// # Panics
     /// If the row is not in the band.
-    pub fn row(&mut self, row: usize) -> &mut [f32] {
+    pub fn row(&mut self, row: usize) -> &mut [T] {
         assert!(self.rows.contains(&row), "invariant: a task writes only to its own rows");
-        // SAFETY: the range lies in the output (checked when the grid was made), belongs to this rectangle alone, and the
-        // borrow of `self` keeps it unique.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride + self.first), self.width) }
+        let at = (row - self.corner.0) * self.stride + self.first - self.corner.1;
+        // SAFETY: the range lies in the output (checked when the grid or the rectangle was made), belongs to this rectangle
+        // alone, and the borrow of `self` keeps it unique.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(at), self.width) }
     }
 }
 

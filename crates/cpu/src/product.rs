@@ -10,15 +10,15 @@ use std::sync::Mutex;
 
 use arrayvec::ArrayVec;
 use fathom_core::backend::Outputs;
-use fathom_core::{DType, Precision, ResidentExperts, Result, Shape, Tensor};
+use fathom_core::{DType, Precision, Proj, ResidentExperts, Result, Shape, Tensor};
 
 use crate::backend::lock;
 use crate::kernels::dot::{Brain, BrainBlock, DotBlock, ToBrain};
 use crate::kernels::packed::{Act, PackedBlock, Quantise};
-use crate::kernels::rows::AddScaled;
+use crate::kernels::rows::{AddScaled, SwiGlu};
 use crate::matrix::{Matrix, Way};
-use crate::pack::{ROWS, pack_panel};
-use crate::pool::Grid;
+use crate::pack::{BLOCK, Layout, ROWS, pack_panel};
+use crate::pool::{Grid, Rect};
 use crate::{Cpu, Level};
 
 /// One projection.
@@ -37,8 +37,19 @@ pub(crate) struct Part<'a> {
 pub(crate) struct Rounded<const DIGITS: usize> {
     /// For packed weights.
     pub(crate) acts: Vec<Act<DIGITS>>,
+    /// The hidden layer of a feed-forward network, likewise.
+    hidden: Vec<Act<DIGITS>>,
     /// For bfloat16 weights.
     brains: Vec<Brain<DIGITS>>,
+}
+
+/// Rows that are multiplied: as numbers, and in the roundings that the matrices want.
+#[derive(Clone, Copy)]
+struct Rows<'a, const DIGITS: usize> {
+    x: &'a [f32],
+    acts: &'a [Act<DIGITS>],
+    brains: &'a [Brain<DIGITS>],
+    cols: usize,
 }
 
 /// Slots sorted by expert.
@@ -110,17 +121,10 @@ impl Cpu {
             return Ok(());
         }
         let mut memory = lock(rounded);
-        let Rounded { acts, brains } = &mut *memory;
-        let has_brain = self.level == Level::Avx512;
-        let way = |m: &Matrix| if self.precision == Precision::Fast { m.fast_way(has_brain) } else { Way::Widened };
+        let Rounded { acts, brains, .. } = &mut *memory;
         let (mut rounded, mut halved) = (false, false);
         for m in parts.iter().flat_map(|p| p.each) {
-            match (way(m), m) {
-                (Way::Widened, _) => self.scratch.reserve(DotBlock::scratch(cols)),
-                (Way::Packed(layout), Matrix::Plain(_)) => self.panels.reserve(layout.panel_bytes(cols)),
-                (Way::Packed(_), Matrix::Packed(_)) | (Way::Brain, _) => {}
-            }
-            match way(m) {
+            match self.way(m) {
                 Way::Packed(_) if !rounded => {
                     self.quantise(x, cols, acts);
                     rounded = true;
@@ -132,38 +136,188 @@ impl Cpu {
                 _ => {}
             }
         }
-        let (acts, brains, stride) = (&acts[..], &brains[..], Act::<DIGITS>::stride(cols));
-        let mut grid = Grid::new(rows, block(parts, cols, rows, bands.len() - 1)).bands(bands);
+        self.rectangles(op, Rows { x, acts, brains, cols }, bands, experts, parts, outs)
+    }
+
+    fn way(&self, m: &Matrix) -> Way {
+        match self.precision {
+            Precision::Fast => m.fast_way(self.level == Level::Avx512),
+            Precision::Exact => Way::Widened,
+        }
+    }
+
+    /// Makes the memory that a task needs to multiply with one of these.
+    fn reserve(&self, parts: &[Part<'_>], cols: usize) {
+        for m in parts.iter().flat_map(|p| p.each) {
+            match (self.way(m), m) {
+                (Way::Widened, _) => self.scratch.reserve(DotBlock::scratch(cols)),
+                (Way::Packed(layout), Matrix::Plain(_)) => self.panels.reserve(layout.panel_bytes(cols)),
+                (Way::Packed(_), Matrix::Packed(_)) | (Way::Brain, _) => {}
+            }
+        }
+    }
+
+    /// The products themselves.
+    fn rectangles<const DIGITS: usize>(
+        &self,
+        op: &'static str,
+        x: Rows<'_, DIGITS>,
+        bands: &[usize],
+        experts: &[usize],
+        parts: &[Part<'_>],
+        outs: &mut Outputs,
+    ) -> Result<()> {
+        self.reserve(parts, x.cols);
+        let rows = *bands.last().expect("invariant: bands have an end");
+        let mut grid = Grid::new(rows, block(parts, x.cols, rows, bands.len() - 1)).bands(bands);
         for (y, p) in outs.iter_mut().zip(parts) {
             grid = grid.out(self.arena.f32s_mut(op, y)?, p.rows);
         }
         self.pool.rects(&mut grid, |task, mut rect| {
             let Part { each, bias, .. } = parts[rect.out];
             let matrix = &each[experts[rect.band]];
-            let panels = rect.first / ROWS..(rect.first + rect.width).div_ceil(ROWS);
-            match (way(matrix), matrix) {
+            match (self.way(matrix), matrix) {
                 (Way::Widened, Matrix::Plain(weight)) => {
                     let scratch = &mut self.scratch.lock(task.worker)[..];
-                    self.isa.run(DotBlock { weight, x, bias, rect, scratch });
+                    self.isa.run(DotBlock { weight, x: x.x, bias, rect, scratch });
                 }
-                (Way::Packed(layout), Matrix::Packed(p)) => {
-                    let (panels, rect) = (p.panels(panels), &mut rect);
-                    self.isa.run(PackedBlock { layout, cols, panels, acts, stride, bias, at: 0, rect });
+                (Way::Packed(layout), _) => {
+                    self.packed_rect(task.worker, layout, matrix, x.acts, x.cols, bias, &mut rect);
                 }
-                (Way::Packed(layout), Matrix::Plain(weight)) => {
-                    let mut panel = self.panels.lock(task.worker);
-                    let panel = &mut panel[..layout.panel_bytes(cols)];
-                    for (i, p) in panels.enumerate() {
-                        pack_panel(layout, weight, p * ROWS, panel);
-                        let (panels, rect) = (&*panel, &mut rect);
-                        self.isa.run(PackedBlock { layout, cols, panels, acts, stride, bias, at: i * ROWS, rect });
-                    }
-                }
-                (Way::Brain, Matrix::Plain(weight)) => self.isa.run(BrainBlock { weight, x: brains, bias, rect }),
+                (Way::Brain, Matrix::Plain(weight)) => self.isa.run(BrainBlock { weight, x: x.brains, bias, rect }),
                 (Way::Widened | Way::Brain, Matrix::Packed(_)) => unreachable!("invariant: only fast precision packs"),
             }
         });
         Ok(())
+    }
+
+    /// A rectangle of a product with a matrix that is packed, or is packed on the way.
+    #[allow(clippy::too_many_arguments)]
+    fn packed_rect<const DIGITS: usize>(
+        &self,
+        worker: usize,
+        layout: Layout,
+        matrix: &Matrix,
+        acts: &[Act<DIGITS>],
+        cols: usize,
+        bias: Option<&[f32]>,
+        rect: &mut Rect<'_>,
+    ) {
+        let stride = Act::<DIGITS>::stride(cols);
+        let panels = rect.first / ROWS..(rect.first + rect.width).div_ceil(ROWS);
+        match matrix {
+            Matrix::Packed(p) => {
+                self.isa.run(PackedBlock { layout, cols, panels: p.panels(panels), acts, stride, bias, at: 0, rect });
+            }
+            Matrix::Plain(weight) => {
+                let mut panel = self.panels.lock(worker);
+                let panel = &mut panel[..layout.panel_bytes(cols)];
+                for (i, p) in panels.enumerate() {
+                    pack_panel(layout, weight, p * ROWS, panel);
+                    let panels = &*panel;
+                    self.isa.run(PackedBlock {
+                        layout,
+                        cols,
+                        panels,
+                        acts,
+                        stride,
+                        bias,
+                        at: i * ROWS,
+                        rect: &mut *rect,
+                    });
+                }
+            }
+        }
+    }
+
+    /// `down(silu(gate x) ⊙ up x)` for matrices that multiply rounded activations: the hidden layer is rounded where it is computed
+    /// and never lies in memory as numbers. `false`: these matrices want something else.
+    pub(crate) fn gated(
+        &self,
+        op: &'static str,
+        x: &[f32],
+        order: Option<(&Order, usize)>,
+        parts: [Part<'_>; 3],
+        cols: usize,
+        outs: &mut Outputs,
+    ) -> Result<bool> {
+        if !parts.iter().flat_map(|p| p.each).all(|m| matches!(self.way(m), Way::Packed(_))) {
+            return Ok(false);
+        }
+        let [gate, up, down] = parts;
+        let mut memory = lock(&self.coarse);
+        let Rounded { acts, hidden, brains } = &mut *memory;
+        let all = [0, x.len() / cols];
+        let (bands, experts) = match order {
+            None => {
+                self.quantise(x, cols, acts);
+                (&all[..], &[0][..])
+            }
+            Some((order, sharing)) => {
+                // Rounded before they are sorted: a token's experts share its rounding.
+                self.quantise(x, cols, hidden);
+                self.gather_acts(hidden, Act::<1>::stride(cols), order, sharing, acts);
+                (&order.bands[..], &order.experts[..])
+            }
+        };
+        let rows = *bands.last().expect("invariant: bands have an end");
+        if rows == 0 {
+            return Ok(true);
+        }
+        let (wide, stride) = (gate.rows, Act::<1>::stride(gate.rows));
+        if hidden.len() < rows * stride {
+            hidden.resize(rows * stride, Act::ZERO);
+        }
+        let columns = (block(&[gate, up], cols, rows, bands.len() - 1) / 2).next_multiple_of(BLOCK);
+        self.reserve(&[gate, up], cols);
+        self.scratch.reserve(2 * GATED * columns);
+        let mut grid = Grid::new(rows, columns / BLOCK).bands(bands);
+        grid = grid.padded(&mut hidden[..rows * stride], wide / BLOCK, stride);
+        let acts = &acts[..];
+        self.pool.rects(&mut grid, |task, mut rect| {
+            let (first, width) = (rect.first * BLOCK, rect.width * BLOCK);
+            let mut scratch = self.scratch.lock(task.worker);
+            let (all, end) = (rect.rows.clone(), rect.rows.end);
+            for from in all.step_by(GATED) {
+                let rows = from..end.min(from + GATED);
+                let (gates, rest) = scratch.split_at_mut(rows.len() * width);
+                let ups = &mut rest[..rows.len() * width];
+                for (part, out) in [(gate, &mut *gates), (up, &mut *ups)] {
+                    let matrix = &part.each[experts[rect.band]];
+                    let Way::Packed(layout) = self.way(matrix) else { unreachable!("invariant: checked above") };
+                    let mut out = Rect::apart(out, rows.clone(), first, width);
+                    self.packed_rect(task.worker, layout, matrix, acts, cols, part.bias, &mut out);
+                }
+                self.isa.run(SwiGlu { gate: gates, up: ups });
+                for (x, row) in gates.chunks_exact(width).zip(rows) {
+                    self.isa.run(Quantise { x, cols: width, out: rect.row(row), stride: width / BLOCK });
+                }
+            }
+        });
+        let x = Rows { x: &[], acts: hidden, brains, cols: wide };
+        self.rectangles(op, x, bands, experts, &[down], outs)?;
+        Ok(true)
+    }
+
+    /// Rounded rows in sorted order: slot s reads row `s / sharing`.
+    fn gather_acts<const DIGITS: usize>(
+        &self,
+        from: &[Act<DIGITS>],
+        stride: usize,
+        order: &Order,
+        sharing: usize,
+        to: &mut Vec<Act<DIGITS>>,
+    ) {
+        let rows = order.slots.len();
+        if to.len() < rows * stride {
+            to.resize(rows * stride, Act::ZERO);
+        }
+        let n = Self::grain(rows, stride * 12) * stride;
+        self.pool.chunks_mut(&mut to[..rows * stride], n, |first, out| {
+            for (o, slot) in out.chunks_exact_mut(stride).zip(&order.slots[first / stride..]) {
+                o.copy_from_slice(&from[slot / sharing * stride..][..stride]);
+            }
+        });
     }
 
     /// Rounds the rows of `x` to integers.
@@ -176,7 +330,7 @@ impl Cpu {
         self.pool.chunks_mut(&mut acts[..rows * stride], n * stride, |first, out| {
             let first = first / stride * cols;
             let x = &x[first..first + out.len() / stride * cols];
-            self.isa.run(Quantise { x, cols, out });
+            self.isa.run(Quantise { x, cols, out, stride });
         });
     }
 
@@ -233,7 +387,7 @@ impl Cpu {
         let mut parts = ArrayVec::<Part<'_>, 4>::new();
         for p in projs {
             outs.push(self.arena.alloc(Shape::matrix(x.rows(), p.each.rows), DType::F32));
-            parts.push(Part { each: &self.held(op, &p.each)?.each, rows: p.each.rows, bias: None });
+            parts.push(self.part(op, Proj { weight: &p.each, bias: None })?);
         }
         self.products(op, &self.coarse, xs, x.cols(), &order.bands, &order.experts, &parts, &mut outs)?;
         Ok(outs)
@@ -272,6 +426,9 @@ impl Cpu {
         Ok(out)
     }
 }
+
+/// Rows of a hidden layer that a task computes at a time: few enough for the cache.
+const GATED: usize = 32;
 
 /// Outputs per task: a multiple of 16, for some fifty tasks of 16 to 256 KB of weights; everything if the whole is small.
 fn block(parts: &[Part<'_>], cols: usize, rows: usize, bands: usize) -> usize {

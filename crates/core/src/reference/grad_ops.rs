@@ -24,10 +24,6 @@ impl Reference {
     }
 }
 
-fn wide(op: &'static str, arg: &'static str, x: &Tensor, cols: usize) -> Result<()> {
-    Error::check_shape(x.cols() == cols, op, arg, x.shape, || format!("[rows, {cols}]"))
-}
-
 impl Grad for Reference {
     fn zeros(&self, shape: Shape) -> Result<Tensor> {
         let mut t = self.arena.alloc(shape, DType::F32);
@@ -37,7 +33,7 @@ impl Grad for Reference {
 
     fn linear_dx(&self, dy: &Tensor, weight: &Resident) -> Result<Tensor> {
         let op = "linear_dx";
-        wide(op, "dy", dy, weight.rows)?;
+        check::wide(op, "dy", dy, weight.rows)?;
         let (dys, w) = (self.open(op, dy)?, self.weight(op, weight)?);
         let mut dx = vec![0.0; dy.rows() * weight.cols];
         for o in 0..w.rows {
@@ -71,7 +67,7 @@ impl Grad for Reference {
 
     fn linear_experts_dx(&self, dy: &Tensor, routing: &Routing, w: &ResidentExperts, x_rows: usize) -> Result<Tensor> {
         let op = "linear_experts_dx";
-        wide(op, "dy", dy, w.each.rows)?;
+        check::wide(op, "dy", dy, w.each.rows)?;
         let (experts, sharing) = self.slots(op, routing, x_rows)?;
         let (dys, all): (_, &Experts) = (self.open(op, dy)?, w.each.data(op, super::DEVICE)?);
         let cols = w.each.cols;
@@ -170,7 +166,7 @@ impl Grad for Reference {
     fn route_grad(&self, logits: &Tensor, routing: &Routing, dweights: &Tensor, spec: &RouteSpec) -> Result<Tensor> {
         let op = "route_grad";
         check::same(op, "dweights", &routing.weights, dweights)?;
-        wide(op, "logits", logits, spec.experts)?;
+        check::wide(op, "logits", logits, spec.experts)?;
         let (zs, dws) = (self.open(op, logits)?, self.open(op, dweights)?);
         let chosen = self.arena.u32s(op, &routing.experts)?;
         let rows = zs.chunks_exact(spec.experts).zip(chosen.chunks_exact(spec.top_k)).zip(dws.chunks_exact(spec.top_k));
@@ -192,7 +188,7 @@ impl Grad for Reference {
 
     fn embed_grad(&self, ids: &[u32], dy: &Tensor, dtable: &mut Tensor) -> Result<()> {
         let op = "embed_grad";
-        wide(op, "dtable", dtable, dy.cols())?;
+        check::wide(op, "dtable", dtable, dy.cols())?;
         check::below(op, "ids", ids, dtable.rows())?;
         let n = dy.cols();
         let dys = self.open(op, dy)?;

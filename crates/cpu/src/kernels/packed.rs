@@ -5,7 +5,7 @@
 //! matrix-matrix products agree bit for bit. Activations have a scale per 32 (llama.cpp: per 256 for K formats), and one
 //! digit of base 128 (int8) or two (15 bits, at twice the dot products).
 
-use crate::pack::{BLOCK, Layout, Panel, ROWS, Scales};
+use crate::pack::{BLOCK, GROUP, Layout, ROWS, Scales};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -44,16 +44,17 @@ pub(crate) struct Quantise<'a, const DIGITS: usize> {
     /// `[rows, cols]`.
     pub(crate) x: &'a [f32],
     pub(crate) cols: usize,
-    /// `[rows, Act::stride(cols)]`.
+    /// `[rows, stride]`.
     pub(crate) out: &'a mut [Act<DIGITS>],
+    /// Blocks from one row to the next.
+    pub(crate) stride: usize,
 }
 
 impl<const DIGITS: usize> Kernel for Quantise<'_, DIGITS> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (x, out) in self.x.chunks_exact(self.cols).zip(self.out.chunks_exact_mut(Act::<DIGITS>::stride(self.cols)))
-        {
+        for (x, out) in self.x.chunks_exact(self.cols).zip(self.out.chunks_exact_mut(self.stride)) {
             for (x, out) in x.as_chunks::<BLOCK>().0.iter().zip(out) {
                 let x = x.as_chunks::<LANES>().0;
                 let (a, b) = (s.load(&x[0]), s.load(&x[1]));
@@ -125,11 +126,13 @@ impl Kernel for Columns<'_> {
 impl Work for Columns<'_> {
     #[inline(always)]
     fn work<S: Simd, C: Codes, D: Scaling>(self, s: S) {
-        let panel = Panel::cut(self.layout, self.cols, self.panel);
-        let mut blocks = panel.codes.chunks_exact(C::BYTES).zip(self.out.as_chunks_mut::<{ BLOCK * LANES }>().0);
-        for scales in panel.scales.chunks_exact(D::BYTES) {
+        debug_assert_eq!(self.out.len(), self.cols * LANES);
+        let mut rest = self.panel;
+        for outs in self.out.as_chunks_mut::<{ BLOCK * LANES }>().0.chunks_mut(GROUP) {
+            let (scales, codes) = group::<C, D>(rest, outs.len());
+            rest = &rest[scales.len() + codes.len()..];
             let head = D::head(s, scales);
-            for (j, (codes, out)) in (0..D::BLOCKS).zip(&mut blocks) {
+            for (j, (codes, out)) in codes.chunks_exact(C::BYTES).zip(outs).enumerate() {
                 let factor = D::factor(s, head, scales, j);
                 let (groups, _) = out.as_chunks_mut::<{ 4 * LANES }>();
                 for (g, (codes, out)) in C::unpack(s, codes).into_iter().zip(groups).enumerate() {
@@ -197,11 +200,14 @@ impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
             *r = &self.acts[(t + i) * stride..(t + i) * stride + self.cols / BLOCK];
         }
         let bytes = self.layout.panel_bytes(self.cols);
-        for (p, panel) in self.panels.chunks_exact(bytes).enumerate() {
+        if T <= FEW {
+            for line in 0..AHEAD / 64 {
+                s.prefetch(self.panels, line * 64);
+            }
+        }
+        for p in 0..self.panels.len() / bytes {
             let first = self.at + p * ROWS;
-            let panel = Panel::cut(self.layout, self.cols, panel);
-            let ahead = &self.panels[p * bytes + panel.scales.len()..];
-            let sums = panel_times::<S, C, D, DIGITS, T>(s, panel, ahead, rows);
+            let sums = panel_times::<S, C, D, DIGITS, T>(s, &self.panels[p * bytes..], rows);
             let n = ROWS.min(self.rect.width - first);
             for (i, sum) in sums.into_iter().enumerate() {
                 let sum = match self.bias {
@@ -219,31 +225,44 @@ impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
     }
 }
 
-/// How far ahead of the codes in use memory is asked for.
+/// Tokens with which memory, not arithmetic, is the limit.
+const FEW: usize = 2;
+
+/// How far ahead of the bytes in use memory is asked for.
 const AHEAD: usize = 4096;
 
-/// One panel times `T` rows of activations. `ahead` is memory from the panel's codes on, into the panels behind it.
+/// Scales and codes of the group of `blocks` blocks that `panel` begins with.
+#[inline(always)]
+fn group<C: Codes, D: Scaling>(panel: &[u8], blocks: usize) -> (&[u8], &[u8]) {
+    let scales = D::bytes(blocks);
+    panel[..scales + blocks * C::BYTES].split_at(scales)
+}
+
+/// The panel that `panels` begins with times `T` rows of activations.
 #[inline(always)]
 fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usize>(
     s: S,
-    panel: Panel<'_>,
-    ahead: &[u8],
+    panels: &[u8],
     x: [&[Act<DIGITS>]; T],
 ) -> [S::F; T] {
     let mut acc = [s.zero(); T];
-    let mut block = 0;
-    for scales in panel.scales.chunks_exact(D::BYTES) {
+    let (mut block, mut at) = (0, 0);
+    while block < x[0].len() {
+        let (scales, codes) = group::<C, D>(&panels[at..], GROUP.min(x[0].len() - block));
+        if T <= FEW {
+            for line in 0..scales.len() / 64 {
+                s.prefetch(panels, at + AHEAD + line * 64);
+            }
+        }
+        at += scales.len();
         let head = D::head(s, scales);
-        for j in 0..D::BLOCKS {
-            let at = block * C::BYTES;
-            let Some(bytes) = panel.codes.get(at..at + C::BYTES) else { break };
-            if T <= 2
-                && let Some(lines) = ahead.get(at + AHEAD..at + AHEAD + C::BYTES)
-            {
+        for (j, bytes) in codes.chunks_exact(C::BYTES).enumerate() {
+            if T <= FEW {
                 for line in 0..C::BYTES / 64 {
-                    s.prefetch(lines, line * 64);
+                    s.prefetch(panels, at + AHEAD + line * 64);
                 }
             }
+            at += C::BYTES;
             let codes = C::unpack(s, bytes);
             let factor = D::factor(s, head, scales, j);
             let start = |i: usize, half: usize| match D::OFFSET {
@@ -253,7 +272,7 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usiz
             // Tokens innermost: eight independent sums keep the multiplier busy. One or two tokens get a sum per half
             // for the same reason; integers do not mind the order.
             let (mut low, mut high) = ([s.splat_i(0); T], [s.splat_i(0); T]);
-            let split = D::HALVES || T <= 2;
+            let split = D::HALVES || T <= FEW;
             for d in 0..DIGITS {
                 for i in 0..T {
                     if d > 0 {
@@ -393,19 +412,17 @@ impl Codes for Codes8 {
 
 /// How levels become numbers.
 trait Scaling {
-    /// Bytes of scales of [`Scaling::BLOCKS`] blocks.
-    const BYTES: usize;
-    /// Blocks that share a head.
-    const BLOCKS: usize;
     /// Level of zero.
     const OFFSET: i32 = 0;
     /// Whether the two halves of a block have factors of their own.
     const HALVES: bool = false;
     /// Whether the second factor is an addend per unit of activation.
     const ADDEND: bool = false;
-    /// What the blocks share.
+    /// Bytes of scales of a group of `blocks` blocks.
+    fn bytes(blocks: usize) -> usize;
+    /// What the blocks of a group share.
     fn head<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 2];
-    /// Factors of block `j`.
+    /// Factors of block `j` of the group.
     fn factor<S: Simd>(s: S, head: [S::F; 2], bytes: &[u8], j: usize) -> [S::F; 2];
 }
 
@@ -422,42 +439,47 @@ fn sixteen(bytes: &[u8], at: usize) -> &[u8; 16] {
 struct ScaleF16<const OFFSET: i32>;
 
 impl<const OFFSET: i32> Scaling for ScaleF16<OFFSET> {
-    const BYTES: usize = 32;
-    const BLOCKS: usize = 1;
     const OFFSET: i32 = OFFSET;
     #[inline(always)]
-    fn head<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 2] {
-        let d = halves(s, bytes, 0);
-        [d, d]
+    fn bytes(blocks: usize) -> usize {
+        (blocks * 32).next_multiple_of(64)
     }
     #[inline(always)]
-    fn factor<S: Simd>(_s: S, head: [S::F; 2], _bytes: &[u8], _j: usize) -> [S::F; 2] {
-        head
+    fn head<S: Simd>(s: S, _bytes: &[u8]) -> [S::F; 2] {
+        [s.zero(); 2]
+    }
+    #[inline(always)]
+    fn factor<S: Simd>(s: S, _head: [S::F; 2], bytes: &[u8], j: usize) -> [S::F; 2] {
+        [halves(s, bytes, j * 32); 2]
     }
 }
 
 struct ScaleAffine;
 
 impl Scaling for ScaleAffine {
-    const BYTES: usize = 64;
-    const BLOCKS: usize = 1;
     const ADDEND: bool = true;
     #[inline(always)]
-    fn head<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 2] {
-        [halves(s, bytes, 0), halves(s, bytes, 32)]
+    fn bytes(blocks: usize) -> usize {
+        blocks * 64
     }
     #[inline(always)]
-    fn factor<S: Simd>(_s: S, head: [S::F; 2], _bytes: &[u8], _j: usize) -> [S::F; 2] {
-        head
+    fn head<S: Simd>(s: S, _bytes: &[u8]) -> [S::F; 2] {
+        [s.zero(); 2]
+    }
+    #[inline(always)]
+    fn factor<S: Simd>(s: S, _head: [S::F; 2], bytes: &[u8], j: usize) -> [S::F; 2] {
+        [halves(s, bytes, j * 64), halves(s, bytes, j * 64 + 32)]
     }
 }
 
 struct ScaleK;
 
 impl Scaling for ScaleK {
-    const BYTES: usize = 320;
-    const BLOCKS: usize = 8;
     const ADDEND: bool = true;
+    #[inline(always)]
+    fn bytes(_blocks: usize) -> usize {
+        64 + GROUP * 32
+    }
     #[inline(always)]
     fn head<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 2] {
         [halves(s, bytes, 0), s.sub(s.zero(), halves(s, bytes, 32))]
@@ -472,10 +494,12 @@ impl Scaling for ScaleK {
 struct ScaleK16;
 
 impl Scaling for ScaleK16 {
-    const BYTES: usize = 288;
-    const BLOCKS: usize = 8;
     const OFFSET: i32 = 32;
     const HALVES: bool = true;
+    #[inline(always)]
+    fn bytes(_blocks: usize) -> usize {
+        (32 + GROUP * 32).next_multiple_of(64)
+    }
     #[inline(always)]
     fn head<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 2] {
         let d = halves(s, bytes, 0);
