@@ -71,9 +71,9 @@ pub(crate) struct LoadArgs {
     #[command(flatten)]
     pub(crate) read: ReadArgs,
 
-    /// A LoRA adapter beside the model: a directory that `fathom train lora` or PEFT wrote
+    /// A LoRA adapter beside the model: a directory that `fathom train lora` or PEFT wrote. `fathom serve` takes several, as NAME=DIR
     #[arg(long, value_name = "DIR", help_heading = MODEL)]
-    pub(crate) adapter: Option<PathBuf>,
+    pub(crate) adapter: Vec<PathBuf>,
 
     /// Number type of the KV cache [default: f16; f32 in exact precision]
     #[arg(long, value_name = "TYPE", value_enum, help_heading = MACHINE)]
@@ -162,6 +162,15 @@ impl LoadArgs {
                 "{option} has no effect on the reference backend, which is one thread of plain float32: leave it out"
             ),
             None => Ok(()),
+        }
+    }
+
+    /// The adapter, where one model is loaded.
+    pub(crate) fn one_adapter(&self) -> Result<Option<&PathBuf>> {
+        match self.adapter.as_slice() {
+            [] => Ok(None),
+            [one] => Ok(Some(one)),
+            [_, second, ..] => bail!("--adapter {}: a model computes with one adapter at a time", second.display()),
         }
     }
 

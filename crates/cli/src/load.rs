@@ -42,7 +42,7 @@ pub(crate) struct Loaded {
     /// As the person named it.
     pub(crate) name: String,
     pub(crate) model: Model,
-    pub(crate) decoder: Decoder,
+    pub(crate) decoder: Arc<Decoder>,
     /// Number type of the cache.
     pub(crate) kv: DType,
     /// Tokens that prompt and answer may have together.
@@ -121,7 +121,7 @@ pub(crate) fn load_on<T: Send>(
     let start = Instant::now();
     let place = source::locate(name)?;
     let mut model = place.open(&args.read.options())?;
-    if let Some(dir) = &args.adapter {
+    if let Some(dir) = args.one_adapter()? {
         model.adapt(dir)?;
     }
     let kv = args.kv_dtype(device.backend.precision());
@@ -134,7 +134,7 @@ pub(crate) fn load_on<T: Send>(
         (decoder, other.join().unwrap_or_else(|panic| resume_unwind(panic)))
     });
     drop(bar);
-    let (decoder, made) = (decoder?, made?);
+    let (decoder, made) = (Arc::new(decoder?), made?);
     if let Some(plain) = device.cpu.as_ref().map(|cpu| cpu.kept_plain_bytes()).filter(|n| *n > 0) {
         term::note(&format!(
             "{} of weights stay as they lie in the file for lack of memory: slower",

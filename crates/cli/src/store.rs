@@ -1,19 +1,20 @@
 //! The models that `fathom serve` offers: those named on its command line, and those that were fetched.
 
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-use std::time::UNIX_EPOCH;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Instant, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fathom_core::DType;
 use fathom_engine::ChatModel;
 use fathom_hub::Hub;
+use fathom_model::{Adapter, Decoder, Model};
 use fathom_server::{Offer, Refusal, Served, Store};
 
 use crate::args::{Draft, LoadArgs};
 use crate::assistant::start_engine;
-use crate::load::{Device, Room, load_on};
+use crate::load::{Device, Loaded, Room, load_on};
 use crate::source::{self, Place};
 
 /// See the module.
@@ -28,6 +29,8 @@ pub(crate) struct Models {
     pulls: bool,
     /// What was fetched, as of the last change.
     fetched: Mutex<Vec<Offer>>,
+    /// Weights and context of the first model while it is loaded: its adapters share them.
+    first: Mutex<(Weak<Decoder>, usize)>,
 }
 
 /// A model of the command line.
@@ -35,13 +38,16 @@ struct Named {
     /// What was written; none = the model that is taken if none is named.
     source: Option<String>,
     offer: Offer,
+    /// An adapter that stands beside the first model's weights.
+    adapter: Option<PathBuf>,
 }
 
 impl Models {
-    /// Reads the descriptions of the models that were named, `NAME=MODEL` or `MODEL`.
+    /// Reads the descriptions of the models that were named, `NAME=MODEL` or `MODEL`, and of the adapters in `load`, `NAME=DIR`, each
+    /// a model of that name: the first one's weights with the adapter.
     pub(crate) fn new(
         names: &[String],
-        load: LoadArgs,
+        mut load: LoadArgs,
         device: Device,
         draft: Draft,
         cache_tokens: Option<usize>,
@@ -65,9 +71,26 @@ impl Models {
                 bail!("two models would be called {name}: give one another name, OTHER={}", place.path().display());
             }
             let offer = describe(&place, &name, &load, &device).with_context(|| format!("cannot offer {name}"))?;
-            named.push(Named { source, offer });
+            named.push(Named { source, offer, adapter: None });
         }
-        let models = Models { named, load, device, draft, cache_tokens, pulls, fetched: Mutex::new(Vec::new()) };
+        for adapter in std::mem::take(&mut load.adapter) {
+            let text = adapter.to_string_lossy().into_owned();
+            let Some((name, dir)) = text.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+                bail!("--adapter {text}: expected NAME=DIR, where NAME is what clients call it");
+            };
+            if named.iter().any(|n| n.offer.name == name) {
+                bail!("--adapter {text}: something else is called {name} already");
+            }
+            let first = &named[0];
+            let model = source::locate(first.source.as_deref())?.open(&load.read.options())?;
+            let adapter = Adapter::open(Path::new(dir), &model.spec)?;
+            let pairs = adapter.pairs.iter().map(|(_, p)| 4 * (p.a.rows * p.a.cols + p.b.rows * p.b.cols) as u64);
+            let bytes = first.offer.bytes - model.archive.total_bytes() + pairs.sum::<u64>();
+            let offer = Offer { name: name.to_owned(), bytes, ..first.offer.clone() };
+            named.push(Named { source: first.source.clone(), offer, adapter: Some(PathBuf::from(dir)) });
+        }
+        let (fetched, first) = (Mutex::default(), Mutex::default());
+        let models = Models { named, load, device, draft, cache_tokens, pulls, fetched, first };
         models.refresh();
         Ok(models)
     }
@@ -100,10 +123,14 @@ impl Models {
             Some(named) => named.source.as_deref(),
             None => Some(name),
         };
-        let (loaded, chat) = load_on(&self.device, &self.load, source, Room::Conversation, |model| {
-            let rows = model.spec.pictures.as_ref().map(|p| p.rows());
-            Ok(ChatModel::new(&model.vocab()?)?.seeing(rows))
-        })?;
+        if let Some(Named { adapter: Some(dir), offer, .. }) = named {
+            return self.load_beside_the_first(source, dir, offer);
+        }
+        let (loaded, chat) = load_on(&self.device, &self.load, source, Room::Conversation, chat_model)?;
+        if named.is_some_and(|n| std::ptr::eq(n, &self.named[0])) {
+            let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+            *first = (Arc::downgrade(&loaded.decoder), loaded.context);
+        }
         let offer = match named {
             Some(named) => named.offer.clone(),
             None => describe(&source::locate(source)?, name, &self.load, &self.device)?,
@@ -111,6 +138,35 @@ impl Models {
         let defaults = loaded.model.defaults()?;
         Ok(Served { offer, chat, defaults, engine: start_engine(loaded, self.draft, self.cache_tokens)? })
     }
+
+    /// The first model with an adapter: over the same weights while that is loaded, else over its own.
+    fn load_beside_the_first(&self, source: Option<&str>, dir: &Path, offer: &Offer) -> Result<Served> {
+        let (shared, context) = self.first.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (loaded, chat) = match shared.upgrade() {
+            None => {
+                let load = LoadArgs { adapter: vec![dir.to_owned()], ..self.load.clone() };
+                load_on(&self.device, &load, source, Room::Conversation, chat_model)?
+            }
+            Some(weights) => {
+                let start = Instant::now();
+                let model = source::locate(source)?.open(&self.load.read.options())?;
+                let mut decoder = Decoder::clone(&weights);
+                decoder.adapt(Some(&Adapter::open(dir, &model.spec)?))?;
+                let (kv, chat) = (self.load.kv_dtype(self.device.backend.precision()), chat_model(&model)?);
+                let (name, decoder) = (offer.name.clone(), Arc::new(decoder));
+                (Loaded { name, model, decoder, kv, context, took: start.elapsed() }, chat)
+            }
+        };
+        let defaults = loaded.model.defaults()?;
+        let engine = start_engine(loaded, self.draft, self.cache_tokens)?;
+        Ok(Served { offer: offer.clone(), chat, defaults, engine })
+    }
+}
+
+/// The text side of a model.
+fn chat_model(model: &Model) -> Result<ChatModel> {
+    let rows = model.spec.pictures.as_ref().map(|p| p.rows());
+    Ok(ChatModel::new(&model.vocab()?)?.seeing(rows))
 }
 
 /// A name for clients: as it was written, or the file's or directory's own.

@@ -10,6 +10,7 @@ mod it {
     mod logits;
     mod models;
     mod run;
+    mod serve;
     mod show;
     mod train;
     mod verify;

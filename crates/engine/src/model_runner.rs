@@ -1,5 +1,7 @@
 //! The runner over real weights: a decoder and its cache.
 
+use std::sync::Arc;
+
 use fathom_core::{DType, Tensor};
 use fathom_model::picture::picture;
 use fathom_model::spec::Mixer;
@@ -24,7 +26,7 @@ pub struct RunnerOptions {
 
 /// See the module.
 pub struct ModelRunner {
-    decoder: Decoder,
+    decoder: Arc<Decoder>,
     kv: KvPool,
     info: RunnerInfo,
     /// Outputs of the last step's rows, kept for the drafting head and for embeddings.
@@ -36,7 +38,8 @@ impl ModelRunner {
     ///
     /// # Errors
     /// If the context is 0 or longer than the model's, or if the backend has no memory for the cache.
-    pub fn new(decoder: Decoder, options: RunnerOptions) -> Result<Self> {
+    pub fn new(decoder: impl Into<Arc<Decoder>>, options: RunnerOptions) -> Result<Self> {
+        let decoder = decoder.into();
         let spec = &decoder.spec;
         let context = options.context.unwrap_or(spec.context);
         if context == 0 || context > spec.context {

@@ -21,6 +21,7 @@ use crate::probe::Probe;
 use crate::spec::ModelSpec;
 
 /// One block with its weights.
+#[derive(Clone)]
 pub struct Layer {
     /// Norm before the mixer.
     pub mixer_norm: Resident,
@@ -34,6 +35,7 @@ pub struct Layer {
 
 /// The multi-token prediction block (V3 paper, section 2.2): from the hidden state of token i and the embedding of
 /// token i + 1 it predicts token i + 2.
+#[derive(Clone)]
 pub struct Mtp {
     /// Norm of the embedding half.
     pub embed_norm: Resident,
@@ -51,7 +53,8 @@ pub struct Mtp {
     pub embed: Option<Resident>,
 }
 
-/// A model ready to run.
+/// A model ready to run. A clone shares the weights, so that one can compute with an adapter beside one without.
+#[derive(Clone)]
 pub struct Decoder {
     /// What it is.
     pub spec: ModelSpec,
@@ -68,7 +71,7 @@ pub struct Decoder {
     /// Prediction block.
     pub mtp: Option<Mtp>,
     /// Picture side.
-    pub pictures: Option<Pictures>,
+    pub pictures: Option<Arc<Pictures>>,
     /// Rotation speeds.
     pub freqs: RopeFreqs,
 }

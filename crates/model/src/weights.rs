@@ -484,7 +484,7 @@ impl Loader<'_> {
             norm: norm?,
             head: flatten(head)?,
             mtp: flatten(mtp)?,
-            pictures: flatten(pictures)?,
+            pictures: flatten(pictures)?.map(Arc::new),
             freqs: spec.rope.freqs(),
         })
     }

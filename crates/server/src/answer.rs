@@ -18,7 +18,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
 use crate::ask::{Ask, Chat, Choice, Format, Heading, Input, Piece, Scored, ToolChoice, total};
+use crate::guard::Caller;
 use crate::models::Served;
+use crate::quota::Share;
 use crate::{App, Refusal, random_id, unix_now};
 
 /// Pieces that may wait for a slow reader before its sequence is paused, and the number at which it goes on.
@@ -104,6 +106,8 @@ pub(crate) struct Answer {
     started: Instant,
     app: Arc<App>,
     request_id: String,
+    /// Of the key's quota.
+    _share: Share,
 }
 
 /// Between the engine's thread and the reader of one answer.
@@ -126,7 +130,7 @@ impl Drop for Answer {
 
 impl Answer {
     /// Renders, tokenises and submits. The refusals of everything that can be known before computing come from here.
-    pub(crate) async fn start(app: &Arc<App>, ask: Ask, request_id: &str) -> Result<(Self, Heading), Refusal> {
+    pub(crate) async fn start(app: &Arc<App>, mut ask: Ask, caller: &Caller) -> Result<(Self, Heading), Refusal> {
         let (name, aliased) = app.models.resolve(&ask.model)?;
         let (choices, most) = (ask.inputs.len() * ask.n, app.limits.choices);
         if choices > most {
@@ -135,6 +139,9 @@ impl Answer {
         if app.draining.load(Ordering::Relaxed) {
             return Err(Refusal::Unavailable("the server is shutting down".into()));
         }
+        let share = app.quotas.take(caller.key, choices)?;
+        // Whose prompts are cached cannot be told from how soon another key is answered.
+        ask.wish.tenant = format!("{} {}", caller.key, ask.wish.tenant);
         let served = app.models.get(&name).await?;
         let heading =
             Heading { n: ask.n, id: random_id(), created: unix_now(), model: name, chat: served.chat.clone() };
@@ -149,7 +156,8 @@ impl Answer {
             n: ask.n,
             started: Instant::now(),
             app: Arc::clone(app),
-            request_id: request_id.to_owned(),
+            request_id: caller.request.clone(),
+            _share: share,
         };
         app.metrics.running.fetch_add(1, Ordering::Relaxed);
         // Templates and tokenizers compute for a while.
@@ -295,15 +303,12 @@ fn shape(chat: &ChatModel, ask: &Ask) -> Result<Option<Shaped>, Refusal> {
         Format::Lark(text) => Some(Shape::Lark(text.clone())),
     };
     let calls = conversation.filter(|c| !c.tools.is_empty() && c.choice != ToolChoice::None);
+    let formatted = wanted.is_some();
     let (shape, field) = match (wanted, calls) {
         (None, None) => return Ok(None),
-        (Some(_), Some(_)) => {
-            let why = "cannot be combined with tools that may be called; `tool_choice`: \"none\" switches them off";
-            return Err(Refusal::field("response_format", why));
-        }
         (Some(shape), None) => (shape, "response_format"),
-        (None, Some(conversation)) => match calls_shape(chat, conversation)? {
-            Some(shape) => (shape, "tools"),
+        (otherwise, Some(conversation)) => match calls_shape(chat, conversation, otherwise)? {
+            Some(shape) => (shape, if formatted { "response_format" } else { "tools" }),
             None => return Ok(None),
         },
     };
@@ -311,7 +316,8 @@ fn shape(chat: &ChatModel, ask: &Ask) -> Result<Option<Shaped>, Refusal> {
         Ok(shape) => Ok(Some(shape)),
         // Where nobody promised that calls are valid, a schema that cannot be followed leaves them to the model.
         Err(_)
-            if matches!(&shape, Shape::Calls(calls) if !calls.required) && !conversation.is_some_and(|c| c.strict) =>
+            if matches!(&shape, Shape::Calls(calls) if !calls.required && calls.otherwise.is_none())
+                && !conversation.is_some_and(|c| c.strict) =>
         {
             Ok(None)
         }
@@ -320,7 +326,7 @@ fn shape(chat: &ChatModel, ask: &Ask) -> Result<Option<Shaped>, Refusal> {
 }
 
 /// The calls that a conversation's answer may hold.
-fn calls_shape(chat: &ChatModel, conversation: &Chat) -> Result<Option<Shape>, Refusal> {
+fn calls_shape(chat: &ChatModel, conversation: &Chat, otherwise: Option<Shape>) -> Result<Option<Shape>, Refusal> {
     let Some(form) = chat.template()?.tool_form() else { return Ok(None) };
     let named = match &conversation.choice {
         ToolChoice::Named(name) => Some(name.as_str()),
@@ -336,6 +342,7 @@ fn calls_shape(chat: &ChatModel, conversation: &Chat) -> Result<Option<Shape>, R
         tools: tools.collect(),
         required: conversation.choice != ToolChoice::Auto,
         parallel: conversation.parallel && named.is_none(),
+        otherwise: otherwise.map(Box::new),
     })))
 }
 
@@ -462,12 +469,12 @@ pub(crate) async fn count(app: &Arc<App>, ask: Ask) -> Result<usize, Refusal> {
 /// Answers an ask in a dialect, whole or streamed.
 pub(crate) async fn respond<E: Encode>(
     app: &Arc<App>,
-    request_id: &str,
+    caller: &Caller,
     ask: Ask,
     encoder: impl FnOnce(Heading) -> E,
 ) -> Result<Response, Refusal> {
     let (stream, inert) = (ask.stream, ask.inert.join(", "));
-    let (answer, heading) = Answer::start(app, ask, request_id).await?;
+    let (answer, heading) = Answer::start(app, ask, caller).await?;
     let encoder = encoder(heading);
     let mut response = if stream {
         streamed(answer, encoder)

@@ -24,6 +24,10 @@ pub(crate) enum Kind {
     /// An array of at most so many entries.
     List(usize),
     Object,
+    /// An object with these fields, read by [`Fields::object`].
+    Of(&'static [Field]),
+    /// An array of at most so many objects with these fields.
+    Each(usize, &'static [Field]),
     Any,
 }
 
@@ -177,10 +181,10 @@ impl Kind {
                 let all = |list: &Vec<Value>| list.len() <= most && list.iter().all(Value::is_string);
                 (value.is_string() || value.as_array().is_some_and(all), format!("a text or up to {most} texts"))
             }
-            Kind::List(most) => {
+            Kind::List(most) | Kind::Each(most, _) => {
                 (value.as_array().is_some_and(|l| l.len() <= most), format!("an array of at most {most} entries"))
             }
-            Kind::Object => (value.is_object(), "an object".to_owned()),
+            Kind::Object | Kind::Of(_) => (value.is_object(), "an object".to_owned()),
             Kind::Any => (true, String::new()),
         };
         if right {
@@ -206,6 +210,8 @@ impl Kind {
                 {"type": "array", "maxItems": most, "items": {"type": "string"}}]}),
             Kind::List(most) => json!({"type": "array", "maxItems": most, "items": {}}),
             Kind::Object => json!({"type": "object"}),
+            Kind::Of(table) => schema(table),
+            Kind::Each(most, table) => json!({"type": "array", "maxItems": most, "items": schema(table)}),
             Kind::Any => json!({}),
         }
     }

@@ -35,18 +35,19 @@ impl Access {
         !self.keys.is_empty()
     }
 
-    fn key_is_good(&self, headers: &HeaderMap) -> bool {
+    /// Which key a request has, counted from 1; 0 where none is needed.
+    fn key(&self, headers: &HeaderMap) -> Option<usize> {
         if self.keys.is_empty() {
-            return true;
+            return Some(0);
         }
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
         let bearer = text("authorization")
             .and_then(|v| v.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let Some(key) = bearer.map(|(_, key)| key.trim()).or_else(|| text("x-api-key")) else { return false };
+        let Some(key) = bearer.map(|(_, key)| key.trim()).or_else(|| text("x-api-key")) else { return None };
         // Hashes compare in constant time.
         let given = blake3::hash(key.as_bytes());
-        self.keys.iter().fold(false, |good, known| good | (*known == given))
+        (1..).zip(&self.keys).fold(None, |found, (i, known)| if *known == given { Some(i) } else { found })
     }
 
     /// Whether a `Host` header can be this server. Pages of other sites cannot make a browser send an address.
@@ -81,9 +82,14 @@ impl Access {
     }
 }
 
-/// The name of a request, as its response and the log have it.
-#[derive(Clone, Debug)]
-pub(crate) struct RequestId(pub(crate) String);
+/// Whose request it is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Caller {
+    /// The request's name, as its response and the log have it.
+    pub(crate) request: String,
+    /// Which key it has, counted from 1; 0 where none is needed.
+    pub(crate) key: usize,
+}
 
 /// Paths that show nothing and take nothing, so that probes and the page's files need no key.
 const OPEN: [&str; 6] = ["/", "/health", "/ready", "/page.js", "/page.css", "/vendor.js"];
@@ -93,12 +99,12 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     let id = request_id(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let origin = request.headers().get(header::ORIGIN).cloned();
-    request.extensions_mut().insert(RequestId(id.clone()));
 
     let mut response = match enter(&app, &request, &method, &path) {
         Err(refusal) => refused(&path, &refusal, &id),
-        Ok(()) if method == Method::OPTIONS => empty(StatusCode::NO_CONTENT),
-        Ok(()) => {
+        Ok(_) if method == Method::OPTIONS => empty(StatusCode::NO_CONTENT),
+        Ok(key) => {
+            request.extensions_mut().insert(Caller { request: id.clone(), key });
             let mut response = next.run(request).await;
             match response.extensions_mut().remove::<Refusal>() {
                 Some(refusal) => refused(&path, &refusal, &id),
@@ -127,16 +133,15 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     response
 }
 
-fn enter(app: &App, request: &Request, method: &Method, path: &str) -> Result<(), Refusal> {
+/// Lets a request in, or not. Returns which key it has.
+fn enter(app: &App, request: &Request, method: &Method, path: &str) -> Result<usize, Refusal> {
     app.access.check_origin(request.headers())?;
     let open = method == Method::OPTIONS || method == Method::GET && OPEN.contains(&path);
-    if !open && !app.access.key_is_good(request.headers()) {
-        return Err(Refusal::Unauthorized);
-    }
+    let key = app.access.key(request.headers()).or(open.then_some(0)).ok_or(Refusal::Unauthorized)?;
     if app.draining.load(Ordering::Relaxed) && method == Method::POST {
         return Err(Refusal::Unavailable("the server is shutting down".into()));
     }
-    Ok(())
+    Ok(key)
 }
 
 /// The client's own id, if it is one that can stand in a log, else a new one.
@@ -181,7 +186,7 @@ mod tests {
 
     #[test]
     fn keys_come_in_two_headers() {
-        let access = Access::new(&["secret".into()], vec![], vec![]);
+        let access = Access::new(&["other".into(), "secret".into()], vec![], vec![]);
         for (header, good) in [
             (("authorization", "Bearer secret"), true),
             (("authorization", "bearer secret"), true),
@@ -190,9 +195,9 @@ mod tests {
             (("authorization", "secret"), false),
             (("x-api-key", ""), false),
         ] {
-            assert_eq!(access.key_is_good(&headers(&[header])), good, "{header:?}");
+            assert_eq!(access.key(&headers(&[header])), good.then_some(2), "{header:?}");
         }
-        assert!(Access::default().key_is_good(&headers(&[])));
+        assert_eq!(Access::default().key(&headers(&[])), Some(0));
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod log;
 mod metrics;
 pub mod models;
 mod page;
+mod quota;
 mod refusal;
 
 use std::hash::{BuildHasher as _, RandomState};
@@ -57,6 +58,8 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Answers to one request (`n`).
     pub choices: usize,
+    /// Answers that one key may have under way at once; none = as many as it likes.
+    pub per_key: Option<usize>,
     /// Open connections.
     pub connections: usize,
     /// Until a request's head has come.
@@ -77,6 +80,7 @@ impl Default for Limits {
             body_bytes: 32 << 20,
             head_bytes: 64 << 10,
             choices: 16,
+            per_key: None,
             connections: 1024,
             head: Duration::from_secs(10),
             body: Duration::from_secs(60),
@@ -92,6 +96,7 @@ struct App {
     models: Arc<models::Models>,
     access: Access,
     limits: Limits,
+    quotas: Arc<quota::Quotas>,
     metrics: metrics::Metrics,
     log: Log,
     /// Exact texts of calls that were made, by id.

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::models::Models;
+use crate::quota::Quotas;
 use crate::{App, ServeOptions, Store, dialects};
 
 /// How often idle models are looked for.
@@ -41,6 +42,7 @@ async fn run(options: ServeOptions, store: Arc<dyn Store>, bound: Bound<'_>) -> 
     let app = Arc::new(App {
         models: Arc::new(Models::new(store, options.models)),
         access: options.access,
+        quotas: Quotas::new(options.limits.per_key),
         limits: options.limits,
         metrics: Default::default(),
         log: options.log,

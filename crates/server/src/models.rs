@@ -142,6 +142,11 @@ impl Models {
         &self.options.aliases
     }
 
+    /// The model meant where none is named.
+    pub(crate) fn first(&self) -> &str {
+        self.options.kept.first().map_or("", String::as_str)
+    }
+
     /// The model meant by a name, and what an alias says of thinking.
     pub(crate) fn resolve(&self, name: &str) -> Result<(String, Thinking), Refusal> {
         let (model, thinking) = match self.options.aliases.iter().find(|a| a.name == name) {

@@ -47,6 +47,8 @@ pub struct Calls {
     pub required: bool,
     /// Whether there may be more than one.
     pub parallel: bool,
+    /// What an answer without a call must look like; none = any text.
+    pub otherwise: Option<Box<Shape>>,
 }
 
 /// Compiles grammars for one tokenizer.
@@ -177,6 +179,15 @@ impl GrammarMaker {
         if calls.required {
             return Ok(format!("start: {lead}calls\n{lead_rule}{rules}"));
         }
+        if let Some(shape) = &calls.otherwise {
+            let body = match &**shape {
+                Shape::Json => json_rule(&json!({"type": "object"}))?,
+                Shape::Schema(schema) => json_rule(schema)?,
+                Shape::Regex(regex) => format!("BODY\nBODY: /{}/", escape_slashes(regex)?),
+                Shape::Lark(_) | Shape::Calls(_) => return Err(refused("a grammar cannot stand beside calls")),
+            };
+            return Ok(format!("start: {lead}(body | calls)\n{lead_rule}body: {body}\n{rules}"));
+        }
         let first = if marks.open.is_empty() { marks.begin } else { marks.open };
         if self.tokenizer.id_of(first).is_none() {
             return Err(refused(format!(
@@ -194,9 +205,47 @@ fn json_rule(schema: &Value) -> Result<String> {
         Value::Bool(true) => serde_json::Map::new(),
         _ => return Err(refused("a schema is an object")),
     };
+    narrow_dates(&mut schema);
     schema.remove("x-guidance");
     schema.insert("x-guidance".into(), json!({"whitespace_pattern": WHITESPACE}));
     Ok(format!("%json {}", Value::Object(schema)))
+}
+
+/// Years that validators know, and in their Februaries a 29th only every fourth year.
+const DATE: &str = concat!(
+    r"(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)-(?:0[13-9]|1[0-2]|02-(?:[01][0-9]|2[0-8]))",
+    r"|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29)",
+);
+/// Anything but a leap second, which is valid at the end of few days only.
+const NO_LEAP_SECOND: &str = r":[0-9]{2}:[0-5]";
+
+/// `date`, `time` and `date-time` of RFC 3339 are narrower than `llguidance` has them: patterns beside them say what it leaves open.
+fn narrow_dates(schema: &mut serde_json::Map<String, Value>) {
+    let pattern = match schema.get("format").and_then(Value::as_str) {
+        Some("date") => format!("^{DATE}"),
+        Some("date-time") => format!("^{DATE}.*{NO_LEAP_SECOND}"),
+        Some("time") => format!("^[0-9]{{2}}{NO_LEAP_SECOND}"),
+        _ => String::new(),
+    };
+    for (key, value) in schema.iter_mut() {
+        match value {
+            // These hold values, not schemas.
+            _ if ["const", "enum", "default", "examples"].contains(&key.as_str()) => {}
+            Value::Object(inner) => narrow_dates(inner),
+            Value::Array(list) => list.iter_mut().filter_map(Value::as_object_mut).for_each(narrow_dates),
+            _ => {}
+        }
+    }
+    if !pattern.is_empty() {
+        let own = schema.remove("pattern").map(|own| json!({"pattern": own}));
+        schema.insert("pattern".into(), pattern.into());
+        if let Some(own) = own {
+            // What is no array here is refused when it is compiled.
+            if let Value::Array(all) = schema.entry("allOf").or_insert_with(|| json!([])) {
+                all.push(own);
+            }
+        }
+    }
 }
 
 /// A regular expression as it stands between slashes.

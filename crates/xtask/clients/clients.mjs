@@ -1,8 +1,8 @@
-// OpenAI's client for Node against a running server: clients.mjs BASE MODEL.
+// OpenAI's client for Node against a running server: clients.mjs BASE MODEL TOOLED.
 import assert from "node:assert/strict";
 import OpenAI from "openai";
 
-const [base, model] = process.argv.slice(2);
+const [base, model, tooled] = process.argv.slice(2);
 const client = new OpenAI({ baseURL: `${base}/v1`, apiKey: "none", maxRetries: 0 });
 const messages = [{ role: "user", content: "What is 2 + 3?" }];
 const said = (m) => (m.reasoning_content ?? "") + (m.content ?? "");
@@ -15,6 +15,19 @@ for await (const chunk of await client.chat.completions.create({ model, messages
 }
 assert.equal(pieces, said(whole.choices[0].message));
 console.log("ok     openai for Node: chat and stream");
+assert.ok(whole.choices[0].message.reasoning_content);
+console.log("ok     openai for Node: reasoning");
+const scored = await client.chat.completions.create({ model, messages, max_tokens: 4, logprobs: true, top_logprobs: 2, reasoning_effort: "none" });
+assert.equal(scored.choices[0].logprobs.content.length, scored.usage.completion_tokens);
+console.log("ok     openai for Node: log-probabilities");
+const schema = { type: "object", properties: { ok: { type: "boolean" } }, required: ["ok"], additionalProperties: false };
+const shaped = await client.chat.completions.create({ model, messages, max_tokens: 200, reasoning_effort: "none", response_format: { type: "json_schema", json_schema: { name: "verdict", schema, strict: true } } });
+assert.equal(typeof JSON.parse(shaped.choices[0].message.content).ok, "boolean");
+console.log("ok     openai for Node: JSON Schema");
+const tools = [{ type: "function", function: { name: "decide", parameters: schema, strict: true } }];
+const called = await client.chat.completions.create({ model: tooled, messages, tools, tool_choice: "required", max_tokens: 400 });
+assert.equal(typeof JSON.parse(called.choices[0].message.tool_calls[0].function.arguments).ok, "boolean");
+console.log("ok     openai for Node: tools");
 await assert.rejects(client.chat.completions.create({ model: "nobody", messages }), (error) => error.status === 404);
 console.log("ok     openai for Node: errors");
 const controller = new AbortController();

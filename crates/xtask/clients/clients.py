@@ -1,16 +1,19 @@
-"""Real clients against a running server: clients.py BASE MODEL. Every check prints its name; the first failure ends it."""
+"""Real clients against a running server: clients.py BASE MODEL TOOLED, where TOOLED is a model whose template knows tools. Every check
+prints its name; the first failure ends it."""
 
 import json
 import math
 import sys
 import threading
+import time
+import urllib.request
 
 import anthropic
 import jsonschema
 import ollama
 import openai
 
-BASE, MODEL = sys.argv[1:3]
+BASE, MODEL, TOOLED = sys.argv[1:4]
 ASK = [{"role": "user", "content": "What is 2 + 3?"}]
 SCHEMA = {
     "type": "object",
@@ -18,6 +21,8 @@ SCHEMA = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+PARAMETERS = {"type": "object", "properties": {"side": {"enum": ["left", "right"]}, "steps": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["side", "steps"], "additionalProperties": False}
+TOOLS = [{"type": "function", "function": {"name": name, "description": "Moves.", "parameters": PARAMETERS, "strict": True}} for name in ("go", "turn")]
 oai = openai.OpenAI(base_url=f"{BASE}/v1", api_key="none", max_retries=0)
 ant = anthropic.Anthropic(base_url=BASE, api_key="none", max_retries=0)
 oll = ollama.Client(host=BASE)
@@ -56,11 +61,34 @@ lists = [x for kind in ("content", "reasoning_content") for x in (getattr(scored
 first = lists[0] if not isinstance(lists[0], dict) else openai.types.chat.ChatCompletionTokenLogprob(**lists[0])
 check("openai logprobs", len(lists) == scored.usage.completion_tokens and len(first.top_logprobs) == 3 and abs(first.logprob - first.top_logprobs[0].logprob) < 1e-6, lists)
 
-# OpenAI: shapes and tools.
+# OpenAI: reasoning, shapes, tools.
+check("openai reasoning", whole.choices[0].message.reasoning_content and whole.usage.completion_tokens_details.reasoning_tokens > 0, whole)
+silent = oai.chat.completions.create(model=MODEL, messages=ASK, max_tokens=16, reasoning_effort="none")
+check("openai reasoning off", not getattr(silent.choices[0].message, "reasoning_content", None) and silent.usage.completion_tokens_details.reasoning_tokens == 0, silent)
+bounded = oai.chat.completions.create(model=MODEL, messages=ASK, max_tokens=64, extra_body={"thinking": {"type": "enabled", "budget_tokens": 5}})
+check("openai reasoning budget", bounded.usage.completion_tokens_details.reasoning_tokens <= 5, bounded)
 format = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
 shaped = oai.chat.completions.create(model=MODEL, messages=ASK, max_tokens=1500, temperature=1, seed=1, response_format=format, extra_body={"thinking_budget": 16})
 jsonschema.validate(json.loads(shaped.choices[0].message.content), SCHEMA)
 check("openai json schema", True)
+
+called = oai.chat.completions.create(model=TOOLED, messages=ASK, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_tokens=400, seed=1)
+calls = called.choices[0].message.tool_calls
+check("openai tools", len(calls) == 1 and calls[0].function.name in ("go", "turn") and called.choices[0].finish_reason == "tool_calls", called)
+jsonschema.validate(json.loads(calls[0].function.arguments), PARAMETERS)
+named = {"type": "function", "function": {"name": "turn"}}
+name, arguments, reason = "", "", None
+for chunk in oai.chat.completions.create(model=TOOLED, messages=ASK, tools=TOOLS, tool_choice=named, max_tokens=400, seed=1, stream=True):
+    for choice in chunk.choices:
+        reason = choice.finish_reason or reason
+        for call in choice.delta.tool_calls or []:
+            name, arguments = name + (call.function.name or ""), arguments + (call.function.arguments or "")
+jsonschema.validate(json.loads(arguments), PARAMETERS)
+check("openai named tool in a stream", name == "turn" and reason == "tool_calls", name, arguments, reason)
+turns = ASK + [called.choices[0].message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": calls[0].id, "content": "done"}]
+told = oai.chat.completions.create(model=TOOLED, messages=turns, tools=TOOLS, max_tokens=8)
+check("openai a tool's answer", told.usage.prompt_tokens > called.usage.prompt_tokens, told)
+check("openai the calls replay into the cache", told.usage.prompt_tokens_details.cached_tokens >= called.usage.prompt_tokens // 64 * 64, told.usage)
 
 # OpenAI: text, embeddings, responses, models, errors, cancel.
 echo = oai.completions.create(model=MODEL, prompt="One two three", max_tokens=1, echo=True, logprobs=1, temperature=0)
@@ -73,6 +101,13 @@ response = oai.responses.create(model=MODEL, input="What is 2 + 3?", max_output_
 check("openai responses", response.usage.output_tokens > 0 and response.output, response)
 kinds = [event.type for event in oai.responses.create(model=MODEL, input="What is 2 + 3?", max_output_tokens=48, stream=True)]
 check("openai responses stream", kinds[0] == "response.created" and kinds[-1] in ("response.completed", "response.incomplete"), kinds)
+scored = oai.responses.create(model=MODEL, input="What is 2 + 3?", max_output_tokens=8, reasoning={"effort": "none"}, include=["message.output_text.logprobs"], top_logprobs=2)
+logprobs = scored.output[0].content[0].logprobs
+check("openai responses logprobs", len(logprobs) == scored.usage.output_tokens and len(logprobs[0].top_logprobs) == 2, scored)
+flat = [{"type": "function", **tool["function"]} for tool in TOOLS]
+response = oai.responses.create(model=TOOLED, input="Turn left.", tools=flat, tool_choice="required", max_output_tokens=400)
+items = [item for item in response.output if item.type == "function_call"]
+check("openai responses tools", items and all(jsonschema.validate(json.loads(item.arguments), PARAMETERS) is None for item in items), response)
 check("openai models", MODEL in [m.id for m in oai.models.list().data])
 error = refused("openai unknown field", openai.BadRequestError, lambda: oai.chat.completions.create(model=MODEL, messages=ASK, extra_body={"max_tokns": 1}))
 check("openai names the field", error.param == "max_tokns" and error.request_id, error)
@@ -83,6 +118,19 @@ next(iter(stream))
 stream.close()
 check("openai cancel", oai.chat.completions.create(model=MODEL, messages=ASK, max_tokens=1).usage.completion_tokens == 1)
 
+# DeepSeek's base URLs.
+deep = openai.OpenAI(base_url=BASE, api_key="none", max_retries=0)
+reply = deep.chat.completions.create(model="deepseek-chat", messages=ASK, max_tokens=8)
+check("deepseek-chat does not reason", reply.usage.completion_tokens_details.reasoning_tokens == 0 and reply.usage.prompt_cache_hit_tokens + reply.usage.prompt_cache_miss_tokens == reply.usage.prompt_tokens, reply)
+reply = deep.chat.completions.create(model="deepseek-reasoner", messages=ASK, max_tokens=8)
+check("deepseek-reasoner does", reply.choices[0].message.reasoning_content, reply)
+beta = openai.OpenAI(base_url=f"{BASE}/beta", api_key="none", max_retries=0)
+reply = beta.chat.completions.create(model="deepseek-chat", messages=ASK + [{"role": "assistant", "content": "The answer is", "prefix": True}], max_tokens=8, stop=["\n\n\n"])
+check("deepseek prefix completion", reply.usage.completion_tokens > 0, reply)
+error = refused("deepseek refuses bad values with 422", openai.UnprocessableEntityError, lambda: deep.chat.completions.create(model="deepseek-chat", messages=ASK, temperature=9))
+with urllib.request.urlopen(f"{BASE}/user/balance") as answer:
+    check("deepseek balance", json.load(answer)["is_available"])
+
 # Anthropic.
 message = ant.messages.create(model=MODEL, max_tokens=48, messages=ASK, extra_body={"temperature": 0})
 check("anthropic message", message.usage.output_tokens > 0 and message.content, message)
@@ -91,6 +139,20 @@ with ant.messages.stream(model=MODEL, max_tokens=48, messages=ASK, extra_body={"
     final = stream.get_final_message()
 check("anthropic stream says the same", said(final.content) == said(message.content), final)
 check("anthropic count", ant.messages.count_tokens(model=MODEL, messages=ASK).input_tokens == message.usage.input_tokens + message.usage.cache_read_input_tokens)
+thought = ant.messages.create(model=MODEL, max_tokens=64, messages=ASK, thinking={"type": "enabled", "budget_tokens": 1024})
+check("anthropic thinking", thought.content[0].type == "thinking", thought)
+own = [{"name": tool["function"]["name"], "input_schema": PARAMETERS} for tool in TOOLS]
+used = ant.messages.create(model=TOOLED, max_tokens=400, messages=ASK, tools=own, tool_choice={"type": "any"})
+blocks = [block for block in used.content if block.type == "tool_use"]
+check("anthropic tools", blocks and used.stop_reason == "tool_use", used)
+jsonschema.validate(blocks[0].input, PARAMETERS)
+with ant.messages.stream(model=TOOLED, max_tokens=400, messages=ASK, tools=own, tool_choice={"type": "tool", "name": "go"}) as stream:
+    final = stream.get_final_message()
+jsonschema.validate([block for block in final.content if block.type == "tool_use"][0].input, PARAMETERS)
+check("anthropic tools in a stream", True)
+with ant.messages.stream(model=MODEL, max_tokens=700, messages=ASK) as stream:
+    next(iter(stream))
+check("anthropic cancel", True)
 refused("anthropic error", anthropic.NotFoundError, lambda: ant.messages.create(model="nobody", max_tokens=1, messages=ASK))
 
 # Ollama.
@@ -101,9 +163,17 @@ check("ollama stream says the same", "".join(spoken(part.message) for part in ol
 shaped = oll.chat(model=MODEL, messages=ASK, format=SCHEMA, think=False, options={"num_predict": 1500, "temperature": 1, "seed": 1})
 jsonschema.validate(json.loads(shaped.message.content), SCHEMA)
 check("ollama format", True)
+scored = oll.chat(model=MODEL, messages=ASK, logprobs=True, top_logprobs=2, options={"num_predict": 6, "temperature": 0})
+check("ollama logprobs", len(scored.logprobs) == scored.eval_count == 6 and len(scored.logprobs[0].top_logprobs) == 2, scored)
+parts = [p for p in oll.chat(model=MODEL, messages=ASK, logprobs=True, stream=True, options={"num_predict": 6, "temperature": 0})]
+check("ollama logprobs in a stream", sum(len(p.logprobs or []) for p in parts) == 6, parts)
 check("ollama generate", oll.generate(model=MODEL, prompt="One two", raw=True, options={"num_predict": 4}).eval_count > 0)
 check("ollama embed", len(oll.embed(model=MODEL, input=["a", "b"]).embeddings) == 2)
 check("ollama list, ps, show", MODEL in [m.model for m in oll.list().models] and oll.ps().models and oll.show(MODEL).capabilities)
+parts = oll.chat(model=MODEL, messages=ASK, stream=True, options={"num_predict": 700})
+next(parts)
+parts.close()
+check("ollama cancel", True)
 refused("ollama error", ollama.ResponseError, lambda: oll.chat(model="nobody", messages=ASK))
 
 # Everybody at once gets what each got alone.
@@ -115,3 +185,13 @@ threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
 [t.start() for t in threads]
 [t.join() for t in threads]
 check("eight at once", texts == [text] * 8, texts)
+
+# Whoever left has left nothing behind.
+until = time.time() + 10
+def gauges():
+    with urllib.request.urlopen(f"{BASE}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return [float(line.split()[-1]) for line in lines if line.startswith(("vllm:num_requests", "vllm:kv_cache_usage"))]
+while any(gauges()) and time.time() < until:
+    time.sleep(0.1)
+check("no sequence and no block is left", not any(gauges()), gauges())

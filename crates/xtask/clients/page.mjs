@@ -25,6 +25,7 @@ await page.waitForFunction(() => document.querySelector(".answer")?.textContent.
 await page.evaluate(() => document.querySelector("#stop").click());
 await page.waitForFunction(() => document.querySelector("#stop").hidden && document.querySelector(".answer .note").textContent);
 console.log("ok     page: a streamed answer");
+await page.evaluate(() => document.querySelectorAll("details").forEach((fold) => { fold.open = true; }));
 
 // Markdown, mathematics, and what must not run.
 const shown = await page.evaluate(() => render("**bold** \\(x^2\\) and\n\n$$\\int_0^1 x\\,dx = \\tfrac{1}{2}$$\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n<img src=x onerror=alert(1)><script>alert(1)</" + "script>"));

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 
 /// The model that the program carries.
 const MODEL: &str = "mini-r1";
+/// A tiny random one whose template knows tools, which the carried one's does not, and where it lies.
+const TOOLED: (&str, &str) = ("tooled", "testdata/models/llama");
 
 /// A running server; ends with it.
 struct Server(Child);
@@ -24,15 +26,16 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
     let home = target.join("clients");
     std::fs::create_dir_all(&home)?;
     let files = root.join("crates/xtask/clients");
-    let (server, base) = start(target)?;
+    let (server, base) = start(target, &[MODEL, &format!("{}={}", TOOLED.0, root.join(TOOLED.1).display())])?;
 
     match python(&home, &files.join("requirements.txt")) {
         Err(error) => skipped.push(format!("Python's clients: {error:#}")),
         Ok(bin) => {
             for script in ["clients.py", "schemas.py"] {
-                check(Command::new(bin.join("python")).arg(files.join(script)).args([&base, MODEL]))?;
+                check(Command::new(bin.join("python")).arg(files.join(script)).args([&base, MODEL, TOOLED.0]))?;
             }
-            // What a model may generate is bounded, so that every request ends.
+            // A short context, so that every request ends soon.
+            let (server, base) = start(target, &[MODEL, "--context", "128"])?;
             check(
                 Command::new(bin.join("schemathesis"))
                     .arg("run")
@@ -51,6 +54,7 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
                     ])
                     .current_dir(&home),
             )?;
+            drop(server);
         }
     }
     match node(&home, &files) {
@@ -61,7 +65,7 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
                 command.arg(home.join(name)).arg(&base).current_dir(&home);
                 command
             };
-            check(script("clients.mjs").arg(MODEL))?;
+            check(script("clients.mjs").args([MODEL, TOOLED.0]))?;
             match ["chromium", "chromium-browser", "google-chrome"].iter().find_map(|name| path_of(name)) {
                 None => skipped.push("the page: there is no chromium here".into()),
                 Some(browser) => check(script("page.mjs").arg(browser).arg(home.join("page.png")))?,
@@ -73,9 +77,10 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
 }
 
 /// Starts the server that was built for release, on any port.
-fn start(target: &Path) -> Result<(Server, String)> {
+fn start(target: &Path, args: &[&str]) -> Result<(Server, String)> {
     let mut child = Command::new(target.join("release/fathom"))
         .args(["serve", "--port", "0"])
+        .args(args)
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the server")?;

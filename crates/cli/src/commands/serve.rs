@@ -25,6 +25,7 @@ const LIMITS: &str = "Limits";
 #[command(after_help = "Examples:
   fathom serve r1-7b                          http://127.0.0.1:8080 for programs, the same address for people
   fathom serve small=r1-1.5b big=r1-32b       two models under names of your own; the first is loaded at once
+  fathom serve r1-7b --adapter facts=DIR      the same weights twice: as r1-7b, and with the adapter as facts
   fathom serve r1-7b --host 0.0.0.0           the network, with an API key that is made and printed once
 
 Point OPENAI_BASE_URL at http://127.0.0.1:8080/v1, ANTHROPIC_BASE_URL or OLLAMA_HOST at http://127.0.0.1:8080.
@@ -75,6 +76,10 @@ pub(crate) struct Args {
     /// Guess tokens ahead
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Draft::Off, help_heading = "Machine")]
     draft: Draft,
+
+    /// Answers that one API key may have under way at once; more are refused with 429 [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = LIMITS)]
+    per_key: Option<u32>,
 
     /// Seconds that answers under way get when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = LIMITS)]
@@ -147,6 +152,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         port: args.port,
         access: Access::new(&keys, args.allow_host.clone(), args.allow_origin.clone()),
         limits: Limits {
+            per_key: args.per_key.map(|n| n as usize),
             drain: Duration::from_secs(args.drain),
             first_token: Duration::from_secs(args.first_token_limit),
             total: Duration::from_secs(args.total_limit),

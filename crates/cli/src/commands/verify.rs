@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         (Some(dir), Some(model)) => bail!("the directory is named twice: {} and -m {model}", dir.display()),
         (None, None) => bail!("name a directory with goldens, such as testdata/models"),
     };
-    ensure!(args.load.adapter.is_none(), "--adapter: the recordings are of models without one; leave it out");
+    ensure!(args.load.adapter.is_empty(), "--adapter: the recordings are of models without one; leave it out");
     let device = Device::open(&args.load, Precision::Exact)?;
     let goldens = find(&dir)?;
     ensure!(

@@ -10,6 +10,7 @@ use crate::probe::Probe;
 pub use moe::Moe;
 
 /// SwiGLU (Shazeer 2020): `down(silu(gate x) ⊙ up x)`.
+#[derive(Clone)]
 pub struct Dense {
     /// Gate projection.
     pub gate: Linear,
@@ -33,6 +34,7 @@ impl Dense {
 }
 
 /// A feed-forward network with its weights.
+#[derive(Clone)]
 #[allow(clippy::large_enum_variant)] // one per layer, made once and never moved
 pub enum FfnLayer {
     /// One network for all.

@@ -8,6 +8,7 @@ use crate::linear::Linear;
 use crate::probe::Probe;
 
 /// Weights of a layer.
+#[derive(Clone)]
 pub struct Moe {
     /// Choice of experts.
     pub route: RouteSpec,

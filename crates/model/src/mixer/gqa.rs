@@ -8,6 +8,7 @@ use crate::kv::LayerKv;
 use crate::linear::{Linear, project};
 
 /// Weights of a layer.
+#[derive(Clone)]
 pub struct Gqa {
     /// Shape and scale.
     pub spec: AttendSpec,

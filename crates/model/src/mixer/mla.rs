@@ -10,6 +10,7 @@ use crate::kv::LayerKv;
 use crate::linear::{Linear, project};
 
 /// The query's projection.
+#[derive(Clone)]
 #[allow(clippy::large_enum_variant)] // one per layer, made once and never moved
 pub enum QueryProj {
     /// Straight from the residual stream (V2-Lite).
@@ -26,6 +27,7 @@ pub enum QueryProj {
 }
 
 /// Where the heads' key and value projections are stored.
+#[derive(Clone)]
 pub enum LatentWeights {
     /// One tensor, per head the key rows, then the value rows (Hugging Face, old GGUF).
     Fused(Resident),
@@ -39,6 +41,7 @@ pub enum LatentWeights {
 }
 
 /// Weights of a layer.
+#[derive(Clone)]
 pub struct Mla {
     /// Shape and scale.
     pub spec: LatentSpec,

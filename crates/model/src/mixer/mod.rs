@@ -12,6 +12,7 @@ pub use gqa::Gqa;
 pub use mla::{LatentWeights, Mla, QueryProj};
 
 /// A mixer with its weights.
+#[derive(Clone)]
 pub enum MixerLayer {
     /// Grouped-query attention.
     Gqa(Gqa),

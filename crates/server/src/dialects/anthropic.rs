@@ -31,7 +31,7 @@ pub(super) fn routes() -> Routes {
 /// Fields of `/v1/messages`.
 pub(super) const MESSAGES: &[Field] = &[
     Field("model", Kind::Text, Role::Required),
-    Field("messages", Kind::List(chat::MESSAGES), Role::Required),
+    Field("messages", Kind::Each(chat::MESSAGES, MESSAGE), Role::Required),
     Field("max_tokens", Kind::Int(1, 1 << 24), Role::Used),
     Field("system", Kind::Any, Role::Used),
     Field("stop_sequences", Kind::Texts(chat::STOPS), Role::Used),
@@ -39,10 +39,10 @@ pub(super) const MESSAGES: &[Field] = &[
     Field("temperature", Kind::Number(0.0, 1.0), Role::Used),
     Field("top_k", Kind::Int(0, 1 << 24), Role::Used),
     Field("top_p", Kind::Number(0.0, 1.0), Role::Used),
-    Field("tools", Kind::List(chat::TOOLS), Role::Used),
-    Field("tool_choice", Kind::Object, Role::Used),
-    Field("thinking", Kind::Object, Role::Used),
-    Field("output_config", Kind::Object, Role::Used),
+    Field("tools", Kind::Each(chat::TOOLS, TOOL), Role::Used),
+    Field("tool_choice", Kind::Of(CHOICE), Role::Used),
+    Field("thinking", Kind::Of(THINKING), Role::Used),
+    Field("output_config", Kind::Of(OUTPUT), Role::Used),
     Field("metadata", Kind::Object, Role::Inert),
     Field("service_tier", Kind::Text, Role::Inert),
     Field("inference_geo", Kind::Any, Role::Inert),
@@ -97,19 +97,19 @@ const THINKING: &[Field] = &[
 
 const OUTPUT: &[Field] = &[
     Field("effort", Kind::Word(&["low", "medium", "high", "xhigh", "max"]), Role::Used),
-    Field("format", Kind::Object, Role::Used),
+    Field("format", Kind::Of(OUTPUT_FORMAT), Role::Used),
 ];
 
 const OUTPUT_FORMAT: &[Field] =
     &[Field("type", Kind::Word(&["json_schema"]), Role::Required), Field("schema", Kind::Object, Role::Required)];
 
 async fn messages(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refusal> {
-    let (value, id) = body(&app, request).await?;
+    let (value, caller) = body(&app, request).await?;
     if value.get("max_tokens").is_none() {
         return Err(Refusal::field("max_tokens", "is required"));
     }
     let ask = parse(value)?;
-    respond(&app, &id, ask, |heading| Messages { heading, block: None, index: 0 }).await
+    respond(&app, &caller, ask, |heading| Messages { heading, block: None, index: 0 }).await
 }
 
 async fn count_tokens(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refusal> {

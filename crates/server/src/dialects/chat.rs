@@ -59,7 +59,8 @@ pub(super) fn sampling(fields: &Fields) -> Wish {
     }
 }
 
-const FUNCTION: &[Field] = &[
+/// A tool's definition in OpenAI's form.
+pub(super) const FUNCTION: &[Field] = &[
     Field("name", Kind::Text, FieldRole::Required),
     Field("description", Kind::Text, FieldRole::Used),
     Field("parameters", Kind::Object, FieldRole::Used),

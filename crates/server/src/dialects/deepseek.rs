@@ -31,9 +31,9 @@ pub(super) fn routes() -> Routes {
 }
 
 async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refusal> {
-    let (value, id) = body(&app, request).await?;
+    let (value, caller) = body(&app, request).await?;
     let (ask, style) = openai::chat::parse_chat(value)?;
-    respond(&app, &id, ask, |heading| openai::chat::ChatEncoder::<true>::new(heading, style)).await
+    respond(&app, &caller, ask, |heading| openai::chat::ChatEncoder::<true>::new(heading, style)).await
 }
 
 /// One's own machine costs nothing and never runs out.

@@ -17,7 +17,7 @@ use axum::handler::HandlerWithoutStateExt as _;
 use axum::routing::MethodRouter;
 use serde_json::Value;
 
-use crate::guard::RequestId;
+use crate::guard::Caller;
 use crate::{App, Refusal};
 
 /// Request headers that pages of other origins may send.
@@ -56,9 +56,9 @@ pub(crate) fn error(path: &str, refusal: &Refusal, request_id: &str) -> (u16, Va
     }
 }
 
-/// A request's body as JSON, and its id.
-pub(crate) async fn body(app: &App, request: Request) -> Result<(Value, String), Refusal> {
-    let id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
+/// A request's body as JSON, and whose it is.
+pub(crate) async fn body(app: &App, request: Request) -> Result<(Value, Caller), Refusal> {
+    let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
     let limit = app.limits.body_bytes;
     let declared = request.headers().get("content-length").and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|n| n > limit) {
@@ -71,7 +71,7 @@ pub(crate) async fn body(app: &App, request: Request) -> Result<(Value, String),
         why => Refusal::Malformed(format!("the body broke off: {why}")),
     })?;
     let value = serde_json::from_slice(&bytes);
-    Ok((value.map_err(|e| Refusal::Malformed(format!("the body is no JSON: {e}")))?, id))
+    Ok((value.map_err(|e| Refusal::Malformed(format!("the body is no JSON: {e}")))?, caller))
 }
 
 /// Reads a request as the dialect of its path would, without answering it.

@@ -15,12 +15,13 @@ use fathom_text::{ChatMessage, Clock, Role as Speaker, Thinking, ToolCall};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::openai::chat::LITTLE_EFFORT;
+use super::openai::chat::{LITTLE_EFFORT, scored};
 use super::openai::{text::prompts, vectors};
 use super::{Routes, body, chat};
 use crate::answer::{self, Encode, respond};
 use crate::ask::{Ask, Chat, Choice, Format, Heading, Input, Piece, ToolChoice, Wish, total};
 use crate::fields::{Field, Fields, Kind, Role};
+use crate::guard::Caller;
 use crate::models::Offer;
 use crate::{App, Refusal, unix_now};
 
@@ -46,15 +47,15 @@ pub(super) fn routes() -> Routes {
 /// Fields of `/api/chat`.
 pub(super) const CHAT: &[Field] = &[
     Field("model", Kind::Text, Role::Required),
-    Field("messages", Kind::List(chat::MESSAGES), Role::Used),
-    Field("tools", Kind::List(chat::TOOLS), Role::Used),
+    Field("messages", Kind::Each(chat::MESSAGES, MESSAGE), Role::Used),
+    Field("tools", Kind::Each(chat::TOOLS, TOOL), Role::Used),
     Field("format", Kind::Any, Role::Used),
-    Field("options", Kind::Object, Role::Used),
+    Field("options", Kind::Of(OPTIONS), Role::Used),
     Field("think", Kind::Any, Role::Used),
     Field("stream", Kind::Bool, Role::Used),
     Field("keep_alive", Kind::Any, Role::Used),
-    Field("logprobs", Kind::Any, Role::Refused(&["false"])),
-    Field("top_logprobs", Kind::Any, Role::Refused(&["0"])),
+    Field("logprobs", Kind::Bool, Role::Used),
+    Field("top_logprobs", Kind::Int(0, 20), Role::Used),
 ];
 
 /// Fields of `/api/generate`.
@@ -64,7 +65,7 @@ pub(super) const GENERATE: &[Field] = &[
     Field("suffix", Kind::Text, Role::Used),
     Field("system", Kind::Text, Role::Used),
     Field("format", Kind::Any, Role::Used),
-    Field("options", Kind::Object, Role::Used),
+    Field("options", Kind::Of(OPTIONS), Role::Used),
     Field("think", Kind::Any, Role::Used),
     Field("stream", Kind::Bool, Role::Used),
     Field("raw", Kind::Bool, Role::Used),
@@ -72,8 +73,8 @@ pub(super) const GENERATE: &[Field] = &[
     Field("images", Kind::Any, Role::Refused(&["[]"])),
     Field("template", Kind::Any, Role::Refused(&["\"\""])),
     Field("context", Kind::Any, Role::Refused(&["[]"])),
-    Field("logprobs", Kind::Any, Role::Refused(&["false"])),
-    Field("top_logprobs", Kind::Any, Role::Refused(&["0"])),
+    Field("logprobs", Kind::Bool, Role::Used),
+    Field("top_logprobs", Kind::Int(0, 20), Role::Used),
 ];
 
 const OPTIONS: &[Field] = &[
@@ -111,19 +112,19 @@ const MESSAGE: &[Field] = &[
     Field("role", Kind::Word(&["system", "user", "assistant", "tool"]), Role::Required),
     Field("content", Kind::Text, Role::Used),
     Field("thinking", Kind::Text, Role::Used),
-    Field("tool_calls", Kind::List(chat::TOOLS), Role::Used),
+    Field("tool_calls", Kind::Each(chat::TOOLS, CALL), Role::Used),
     Field("tool_name", Kind::Text, Role::Used),
     Field("tool_call_id", Kind::Text, Role::Used),
     Field("images", Kind::Any, Role::Refused(&["[]"])),
 ];
 
 const TOOL: &[Field] =
-    &[Field("type", Kind::Word(&["function"]), Role::Used), Field("function", Kind::Object, Role::Required)];
+    &[Field("type", Kind::Word(&["function"]), Role::Used), Field("function", Kind::Of(chat::FUNCTION), Role::Required)];
 
 const CALL: &[Field] = &[
     Field("id", Kind::Text, Role::Used),
     Field("type", Kind::Text, Role::Inert),
-    Field("function", Kind::Object, Role::Required),
+    Field("function", Kind::Of(CALLED), Role::Required),
 ];
 
 const CALLED: &[Field] = &[
@@ -134,19 +135,19 @@ const CALLED: &[Field] = &[
 ];
 
 async fn chat_(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refusal> {
-    let (value, id) = body(&app, request).await?;
+    let (value, caller) = body(&app, request).await?;
     let (ask, keep) = parse_chat(value)?;
-    serve(app, id, ask, keep, true).await
+    serve(app, caller, ask, keep, true).await
 }
 
 async fn generate(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refusal> {
-    let (value, id) = body(&app, request).await?;
+    let (value, caller) = body(&app, request).await?;
     let (ask, keep) = parse_generate(value)?;
-    serve(app, id, ask, keep, false).await
+    serve(app, caller, ask, keep, false).await
 }
 
 /// Answers, or loads and unloads where there is nothing to answer.
-async fn serve(app: Arc<App>, id: String, ask: Ask, keep: Option<Duration>, chat: bool) -> Result<Response, Refusal> {
+async fn serve(app: Arc<App>, caller: Caller, ask: Ask, keep: Option<Duration>, chat: bool) -> Result<Response, Refusal> {
     let (model, _) = app.models.resolve(&ask.model)?;
     if let Some(keep) = keep {
         app.models.set_keep(&model, keep);
@@ -166,7 +167,8 @@ async fn serve(app: Arc<App>, id: String, ask: Ask, keep: Option<Duration>, chat
         }
         return Ok(answer::json(&body));
     }
-    respond(&app, &id, ask, |heading| Lines { heading, chat }).await
+    let logprobs = ask.wish.logprobs.is_some();
+    respond(&app, &caller, ask, |heading| Lines { heading, chat, logprobs, sent: [0; 2] }).await
 }
 
 /// Fields that both endpoints share.
@@ -187,6 +189,11 @@ fn common(fields: &mut Fields) -> Result<Common, Refusal> {
             repetition_penalty: options.number("repeat_penalty"),
             ..chat::sampling(&options)
         };
+    }
+    let top = fields.count("top_logprobs");
+    wish.logprobs = fields.bool("logprobs").unwrap_or(false).then_some(top.unwrap_or(0));
+    if top.is_some_and(|n| n > 0) && wish.logprobs.is_none() {
+        return fields.refuse("top_logprobs", "needs `logprobs`: true");
     }
     wish.format = match fields.take("format") {
         None => Format::Free,
@@ -330,6 +337,9 @@ fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Refusal> {
 struct Lines {
     heading: Heading,
     chat: bool,
+    logprobs: bool,
+    /// Scored tokens of reasoning and answer that have been sent.
+    sent: [usize; 2],
 }
 
 /// RFC 3339.
@@ -368,6 +378,15 @@ impl Lines {
         line
     }
 
+    /// Adds the scores of tokens that have not been sent.
+    fn score(&mut self, line: &mut Value, so_far: &Choice) {
+        if self.logprobs {
+            let new = (0..2).flat_map(|i| so_far.tokens[i].iter().skip(self.sent[i]).cloned());
+            line["logprobs"] = scored(&self.heading, &new.collect::<Vec<_>>());
+            self.sent = so_far.tokens.each_ref().map(Vec::len);
+        }
+    }
+
     fn finish(&self, line: &mut Value, choices: &[Choice]) {
         let usage: Usage = total(choices, 1);
         let cut = matches!(choices[0].done, Some((Ending::Length, _)));
@@ -395,6 +414,7 @@ impl Encode for Lines {
     fn whole(&mut self, choices: &[Choice]) -> Value {
         let choice = &choices[0];
         let mut line = self.line(&choice.text, &choice.reasoning, &choice.calls);
+        self.score(&mut line, choice);
         self.finish(&mut line, choices);
         line
     }
@@ -402,16 +422,19 @@ impl Encode for Lines {
     fn open(&mut self, _: &mut String) {}
 
     fn piece(&mut self, _: usize, piece: &Piece, so_far: &Choice, out: &mut String) {
-        match piece {
-            Piece::Reasoning(text) => push(out, &self.line("", text, &[])),
-            Piece::Text(text) => push(out, &self.line(text, "", &[])),
-            Piece::Call(_) => push(out, &self.line("", "", &so_far.calls[so_far.calls.len() - 1..])),
-            _ => {}
-        }
+        let mut line = match piece {
+            Piece::Reasoning(text) => self.line("", text, &[]),
+            Piece::Text(text) => self.line(text, "", &[]),
+            Piece::Call(_) => self.line("", "", &so_far.calls[so_far.calls.len() - 1..]),
+            _ => return,
+        };
+        self.score(&mut line, so_far);
+        push(out, &line);
     }
 
     fn close(&mut self, choices: &[Choice], out: &mut String) {
         let mut line = self.line("", "", &[]);
+        self.score(&mut line, &choices[0]);
         self.finish(&mut line, choices);
         push(out, &line);
     }
@@ -443,11 +466,11 @@ pub(super) const EMBED: &[Field] = &[
 ];
 
 async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refusal> {
-    let (value, id) = body(&app, request).await?;
+    let (value, caller) = body(&app, request).await?;
     let mut fields = Fields::read(EMBED, value, "")?;
     let inputs = prompts(&mut fields, "input")?;
     let model = fields.take_text("model").unwrap_or_default();
-    let (choices, model) = vectors::embed(&app, model, inputs, &id).await?;
+    let (choices, model) = vectors::embed(&app, model, inputs, &caller).await?;
     let embeddings: Vec<Vec<f32>> = choices.iter().map(|c| vectors::normal(&c.embedding)).collect();
     let usage = total(&choices, 1);
     Ok(answer::json(&json!({
@@ -458,11 +481,11 @@ async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Response
 
 /// The older form, of one text.
 async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refusal> {
-    let (value, id) = body(&app, request).await?;
+    let (value, caller) = body(&app, request).await?;
     let mut fields = Fields::read(EMBED, value, "")?;
     let inputs = vec![Input::Text(fields.take_text("prompt").unwrap_or_default())];
     let model = fields.take_text("model").unwrap_or_default();
-    let (choices, _) = vectors::embed(&app, model, inputs, &id).await?;
+    let (choices, _) = vectors::embed(&app, model, inputs, &caller).await?;
     Ok(answer::json(&json!({"embedding": vectors::normal(&choices[0].embedding)})))
 }
 

@@ -1,9 +1,13 @@
 //! The OpenAPI document, made from the tables that the dialects read requests with, so that it cannot say anything else.
 
+use std::sync::Arc;
+
+use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use super::{anthropic, ollama, openai};
+use crate::App;
 use crate::answer;
 use crate::fields::{Field, schema};
 
@@ -18,6 +22,7 @@ const OPERATIONS: &[Operation] = &[
     ("post", "/v1/images/generations", "Draw pictures", Some(openai::images::IMAGES)),
     ("post", "/v1/tokenize", "A text as tokens", Some(openai::vectors::TOKENIZE)),
     ("post", "/v1/detokenize", "Tokens as text", Some(openai::vectors::DETOKENIZE)),
+    ("get", "/tokenizer_info", "The first model's marks of beginning and end", None),
     ("get", "/v1/models", "The models", None),
     ("post", "/chat/completions", "DeepSeek: answer a conversation", Some(openai::chat::CHAT)),
     ("post", "/beta/chat/completions", "DeepSeek: the same with beta features", Some(openai::chat::CHAT)),
@@ -42,11 +47,13 @@ const OPERATIONS: &[Operation] = &[
 ];
 
 /// `GET /openapi.json`.
-pub(super) async fn document() -> Response {
-    answer::json(&build())
+pub(super) async fn document(State(app): State<Arc<App>>) -> Response {
+    let names = app.models.offers().into_iter().map(|offer| offer.name);
+    answer::json(&build(&names.collect::<Vec<_>>()))
 }
 
-fn build() -> Value {
+/// The document of a server that offers these models.
+fn build(models: &[String]) -> Value {
     let mut paths = Map::new();
     for (method, path, summary, fields) in OPERATIONS {
         let streams = fields.is_some_and(|fields| fields.iter().any(|f| f.0 == "stream"));
@@ -67,8 +74,11 @@ fn build() -> Value {
         let refused = json!({"description": "Refused; the body says why", "content": {"application/json": object}});
         let mut operation = json!({"summary": summary, "responses": {"200": done, "default": refused}});
         if let Some(fields) = fields {
-            operation["requestBody"] =
-                json!({"required": true, "content": {"application/json": {"schema": schema(fields)}}});
+            let mut schema = schema(fields);
+            if let Some(model) = schema["properties"].get_mut("model") {
+                model["examples"] = models.into();
+            }
+            operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
         }
         let entry = paths.entry((*path).to_owned()).or_insert_with(|| json!({}));
         entry[*method] = operation;
@@ -89,10 +99,13 @@ mod tests {
 
     #[test]
     fn every_table_becomes_a_schema() {
-        let document = build();
+        let document = build(&["m".into()]);
         let chat = &document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"];
         assert_eq!(chat["schema"]["required"], json!(["model", "messages"]));
         assert_eq!(chat["schema"]["properties"]["top_logprobs"]["maximum"], 20);
         assert_eq!(chat["schema"]["additionalProperties"], false);
+        assert_eq!(chat["schema"]["properties"]["model"]["examples"], json!(["m"]));
+        let messages = &chat["schema"]["properties"]["messages"]["items"];
+        assert_eq!((&messages["required"], &messages["additionalProperties"]), (&json!(["role"]), &json!(false)));
     }
 }

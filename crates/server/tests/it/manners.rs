@@ -122,6 +122,45 @@ fn a_client_that_leaves_stops_the_work() {
 }
 
 #[test]
+fn a_key_has_its_share_and_no_more_and_its_own_cache() {
+    let access = Access::new(&["one".into(), "two".into()], vec![], vec![]);
+    let limits = Limits { per_key: Some(2), ..Limits::default() };
+    let (client, watch) = start(Setting { access, limits, key: Some("one"), ..Setting::default() });
+    let keyed = |key: &str| Client { key: Some(key.into()), ..client.clone() };
+    let (one, two) = (keyed("one"), keyed("two"));
+    watch.slow.store(30, Ordering::SeqCst);
+    let long = hello(json!({"ignore_eos": true, "stream": true, "max_tokens": 400})).to_string();
+    let held: Vec<_> = (0..2)
+        .map(|_| {
+            let mut open = one.open("POST", CHAT, &[], &long);
+            open.read_exact(&mut [0; 64]).unwrap();
+            open
+        })
+        .collect();
+    let over = one.post(CHAT, &hello(json!({})));
+    assert_eq!((over.status, over.header("retry-after").is_some()), (429, true), "{}", over.body);
+    assert_eq!(over.json()["error"]["type"], "rate_limit_error");
+    let too_many = one.post(CHAT, &hello(json!({"n": 3})));
+    assert_eq!((too_many.status, too_many.json()["error"]["param"].as_str()), (400, Some("n")), "never, not later");
+    assert_eq!(two.post(CHAT, &hello(json!({}))).status, 200, "another key has its own share");
+    drop(held);
+    watch.slow.store(0, Ordering::SeqCst);
+    let until = Instant::now() + Duration::from_secs(10);
+    while one.post(CHAT, &hello(json!({}))).status != 200 {
+        assert!(Instant::now() < until, "who left gives back his share");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // Long enough to fill blocks; the other key must not be able to tell that it was asked before.
+    let body = json!({"model": "parrot", "prompt": "a tale of a whale ".repeat(20), "max_tokens": 1});
+    let cached = |client: &Client| {
+        client.post("/v1/completions", &body).json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached(&one), 0);
+    assert!(cached(&one) > 0);
+    assert_eq!(cached(&two), 0);
+}
+
+#[test]
 fn a_full_queue_is_429_and_time_limits_hold() {
     let limits = Limits { first_token: Duration::from_millis(1500), ..Limits::default() };
     let (client, watch) = start(Setting { limits, queue: 2, ..Setting::default() });

@@ -182,12 +182,14 @@ pub(crate) struct Setting {
     pub(crate) names: Vec<&'static str>,
     pub(crate) memory: Option<u64>,
     pub(crate) queue: usize,
+    /// The key that the returned client sends.
+    pub(crate) key: Option<&'static str>,
 }
 
 impl Default for Setting {
     fn default() -> Self {
         let (access, limits) = (Access::default(), Limits::default());
-        Setting { access, limits, names: vec!["parrot"], memory: None, queue: 64 }
+        Setting { access, limits, names: vec!["parrot"], memory: None, queue: 64, key: None }
     }
 }
 
@@ -217,7 +219,7 @@ pub(crate) fn start(setting: Setting) -> (Client, Arc<Watch>) {
     std::thread::spawn(move || {
         serve(options, Arc::new(cage), &mut |address| sender.send(address).unwrap()).unwrap();
     });
-    let client = Client { address: receiver.recv_timeout(Duration::from_secs(10)).unwrap(), key: None };
+    let client = Client { address: receiver.recv_timeout(Duration::from_secs(10)).unwrap(), key: setting.key.map(str::to_owned) };
     for _ in 0..400 {
         if client.get("/ready").status == 200 {
             return (client, watch);

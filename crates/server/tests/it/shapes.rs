@@ -77,6 +77,27 @@ fn tools_are_called_when_they_must_be() {
 }
 
 #[test]
+fn a_shape_beside_tools_holds_where_none_is_called() {
+    let (client, _) = start(Setting::default());
+    let tool = json!({"type": "function", "function": {"name": "add", "parameters": {"type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"]}}});
+    let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
+        "additionalProperties": false});
+    let body = |text: &str| {
+        let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": true}});
+        ask(json!({"tools": [tool], "response_format": format, "temperature": 0,
+            "messages": [{"role": "user", "content": text}]}))
+    };
+    let spoken = client.post(CHAT, &body("Please say hello.")).json();
+    let text = spoken["choices"][0]["message"]["content"].as_str().unwrap_or_else(|| panic!("{spoken}"));
+    let value: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert!(value["ok"].is_boolean(), "{value}");
+    let called = client.post(CHAT, &body("Please add 6 and 7.")).json();
+    let call = &called["choices"][0]["message"]["tool_calls"][0]["function"];
+    assert_eq!((call["name"].as_str(), call["arguments"].as_str()), (Some("add"), Some("{\"a\": 6, \"b\": 7}")), "{called}");
+}
+
+#[test]
 fn shapes_that_cannot_be_followed_are_refused_with_a_reason() {
     let (client, _) = start(Setting::default());
     for (format, words) in [

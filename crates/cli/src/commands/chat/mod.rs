@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let resumed = args.resume.as_deref().map(|name| store.load(name)).transpose()?;
     let named = args.load.named(args.first.as_deref())?;
     let model = named.or(resumed.as_ref().map(|s| s.model.as_str()));
-    let assistant = start(args, model, args.load.adapter.as_ref())?;
+    let assistant = start(args, model, args.load.one_adapter()?)?;
     term::catch_interrupts(5)?;
     let mut chat = Chat {
         args,
@@ -120,7 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn start(args: &Args, model: Option<&str>, adapter: Option<&PathBuf>) -> Result<Assistant> {
-    let load = LoadArgs { model: None, adapter: adapter.cloned(), ..args.load.clone() };
+    let load = LoadArgs { model: None, adapter: adapter.into_iter().cloned().collect(), ..args.load.clone() };
     let assistant = Assistant::start(&load, model, args.draft)?;
     let context = grouped(assistant.context as u64);
     let load = duration(assistant.load);
@@ -281,7 +281,7 @@ impl Chat<'_> {
         // Looked up before the old one goes, which must go first: both may not fit.
         source::locate(Some(name))?;
         self.assistant = None;
-        if self.args.load.adapter.is_some() {
+        if !self.args.load.adapter.is_empty() {
             term::note("without the adapter, which belongs to the model it was named with");
         }
         self.assistant = Some(start(self.args, Some(name), None)?);

@@ -20,9 +20,9 @@ use crate::{App, Refusal};
 /// Fields of `/v1/chat/completions`.
 pub(in crate::dialects) const CHAT: &[Field] = &[
     Field("model", Kind::Text, Role::Required),
-    Field("messages", Kind::List(chat::MESSAGES), Role::Required),
+    Field("messages", Kind::Each(chat::MESSAGES, MESSAGE), Role::Required),
     Field("stream", Kind::Bool, Role::Used),
-    Field("stream_options", Kind::Object, Role::Used),
+    Field("stream_options", Kind::Of(STREAM_OPTIONS), Role::Used),
     Field("max_tokens", Kind::Int(1, 1 << 24), Role::Used),
     Field("max_completion_tokens", Kind::Int(1, 1 << 24), Role::Used),
     Field("n", Kind::Int(1, 1024), Role::Used),
@@ -35,14 +35,14 @@ pub(in crate::dialects) const CHAT: &[Field] = &[
     Field("logit_bias", Kind::Object, Role::Used),
     Field("logprobs", Kind::Bool, Role::Used),
     Field("top_logprobs", Kind::Int(0, 20), Role::Used),
-    Field("response_format", Kind::Object, Role::Used),
-    Field("tools", Kind::List(chat::TOOLS), Role::Used),
+    Field("response_format", Kind::Of(FORMAT), Role::Used),
+    Field("tools", Kind::Each(chat::TOOLS, TOOL), Role::Used),
     Field("tool_choice", Kind::Any, Role::Used),
     Field("parallel_tool_calls", Kind::Bool, Role::Used),
     Field("reasoning_effort", Kind::Word(EFFORTS), Role::Used),
     Field("service_tier", Kind::Word(&["auto", "default", "flex", "priority"]), Role::Used),
     // DeepSeek's.
-    Field("thinking", Kind::Object, Role::Used),
+    Field("thinking", Kind::Of(THINKING), Role::Used),
     Field("thinking_budget", Kind::Int(1, 1 << 24), Role::Used),
     Field("user_id", Kind::Text, Role::Used),
     // Local servers'.
@@ -76,7 +76,7 @@ const MESSAGE: &[Field] = &[
     Field("role", Kind::Word(&["system", "developer", "user", "assistant", "tool"]), Role::Required),
     Field("content", Kind::Any, Role::Used),
     Field("name", Kind::Text, Role::Used),
-    Field("tool_calls", Kind::List(chat::TOOLS), Role::Used),
+    Field("tool_calls", Kind::Each(chat::TOOLS, CALL), Role::Used),
     Field("tool_call_id", Kind::Text, Role::Used),
     Field("reasoning_content", Kind::Text, Role::Used),
     Field("prefix", Kind::Bool, Role::Used),
@@ -87,18 +87,18 @@ const MESSAGE: &[Field] = &[
 ];
 
 const TOOL: &[Field] =
-    &[Field("type", Kind::Word(&["function"]), Role::Required), Field("function", Kind::Object, Role::Required)];
+    &[Field("type", Kind::Word(&["function"]), Role::Required), Field("function", Kind::Of(chat::FUNCTION), Role::Required)];
 
 const CALL: &[Field] = &[
     Field("id", Kind::Text, Role::Required),
     Field("type", Kind::Word(&["function"]), Role::Used),
     Field("index", Kind::Int(0, 1 << 20), Role::Inert),
-    Field("function", Kind::Object, Role::Required),
+    Field("function", Kind::Of(CALLED), Role::Required),
 ];
 
 const CALLED: &[Field] = &[Field("name", Kind::Text, Role::Required), Field("arguments", Kind::Text, Role::Required)];
 
-const STREAM_OPTIONS: &[Field] =
+pub(super) const STREAM_OPTIONS: &[Field] =
     &[Field("include_usage", Kind::Bool, Role::Used), Field("include_obfuscation", Kind::Bool, Role::Inert)];
 
 const THINKING: &[Field] = &[
@@ -116,9 +116,9 @@ pub(in crate::dialects) async fn completions(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let (value, id) = body(&app, request).await?;
+    let (value, caller) = body(&app, request).await?;
     let (ask, style) = parse_chat(value)?;
-    respond(&app, &id, ask, |heading| ChatEncoder::<false>::new(heading, style)).await
+    respond(&app, &caller, ask, |heading| ChatEncoder::<false>::new(heading, style)).await
 }
 
 /// Reads a chat request.
@@ -223,9 +223,9 @@ const JSON_SCHEMA: &[Field] = &[
     Field("strict", Kind::Bool, Role::Used),
 ];
 
-const FORMAT: &[Field] = &[
+pub(super) const FORMAT: &[Field] = &[
     Field("type", Kind::Word(&["text", "json_object", "json_schema", "regex", "lark"]), Role::Required),
-    Field("json_schema", Kind::Object, Role::Used),
+    Field("json_schema", Kind::Of(JSON_SCHEMA), Role::Used),
     Field("regex", Kind::Text, Role::Used),
     Field("lark", Kind::Text, Role::Used),
 ];
@@ -384,6 +384,24 @@ pub(in crate::dialects) struct ChatEncoder<const PATIENT: bool> {
     sent: Vec<[usize; 2]>,
 }
 
+/// Tokens with their log-probabilities, in the shape that several dialects share.
+pub(in crate::dialects) fn scored(heading: &Heading, tokens: &[Scored]) -> Value {
+    let one = |token: u32, logprob: f32| {
+        json!({
+            "token": heading.token_text(token),
+            // JSON has no minus infinity.
+            "logprob": logprob.max(-9999.0),
+            "bytes": heading.token_bytes(token),
+        })
+    };
+    let entry = |s: &Scored| {
+        let mut entry = one(s.token, s.logprob);
+        entry["top_logprobs"] = s.top.iter().map(|&(token, logprob)| one(token, logprob)).collect();
+        entry
+    };
+    tokens.iter().map(entry).collect()
+}
+
 /// Finish reason in OpenAI's words.
 fn finish(choice: &Choice) -> &'static str {
     match &choice.done {
@@ -421,30 +439,13 @@ impl<const PATIENT: bool> ChatEncoder<PATIENT> {
         sse(out, None, &Value::Object(chunk));
     }
 
-    fn scored(&self, tokens: &[Scored]) -> Value {
-        let one = |token: u32, logprob: f32| {
-            json!({
-                "token": self.heading.token_text(token),
-                // JSON has no minus infinity.
-                "logprob": logprob.max(-9999.0),
-                "bytes": self.heading.token_bytes(token),
-            })
-        };
-        let entry = |s: &Scored| {
-            let mut entry = one(s.token, s.logprob);
-            entry["top_logprobs"] = s.top.iter().map(|&(token, logprob)| one(token, logprob)).collect();
-            entry
-        };
-        tokens.iter().map(entry).collect()
-    }
-
     fn logprobs(&self, [reasoning, answer]: [&[Scored]; 2]) -> Value {
         if !self.style.logprobs {
             return Value::Null;
         }
-        let mut logprobs = json!({"content": self.scored(answer), "refusal": null});
+        let mut logprobs = json!({"content": scored(&self.heading, answer), "refusal": null});
         if !reasoning.is_empty() {
-            logprobs["reasoning_content"] = self.scored(reasoning);
+            logprobs["reasoning_content"] = scored(&self.heading, reasoning);
         }
         logprobs
     }

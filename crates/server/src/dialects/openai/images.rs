@@ -18,6 +18,8 @@ use super::error;
 use crate::answer::{self, sse};
 use crate::dialects::body;
 use crate::fields::{Field, Fields, Kind, Role};
+use crate::guard::Caller;
+use crate::quota::Share;
 use crate::models::Served;
 use crate::{App, Refusal, random_id, unix_now};
 
@@ -76,6 +78,8 @@ struct Drawing {
     partials: usize,
     pictures: usize,
     over: bool,
+    /// Of the key's quota.
+    _share: Share,
 }
 
 impl Drop for Drawing {
@@ -90,10 +94,10 @@ pub(in crate::dialects) async fn generations(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let (value, id) = body(&app, request).await?;
+    let (value, caller) = body(&app, request).await?;
     let (wish, inert) = parse(value)?;
-    let drawing = Drawing::start(&app, wish).await?;
-    let mut response = if drawing.wish.stream { streamed(drawing, id) } else { whole(drawing).await? };
+    let drawing = Drawing::start(&app, wish, &caller).await?;
+    let mut response = if drawing.wish.stream { streamed(drawing, caller.request) } else { whole(drawing).await? };
     if let Ok(inert) = HeaderValue::from_str(&inert.join(", "))
         && !inert.is_empty()
     {
@@ -145,7 +149,8 @@ fn parse(value: Value) -> Result<(Wish, Vec<String>), Refusal> {
 }
 
 impl Drawing {
-    async fn start(app: &Arc<App>, wish: Wish) -> Result<Self, Refusal> {
+    async fn start(app: &Arc<App>, wish: Wish, caller: &Caller) -> Result<Self, Refusal> {
+        let share = app.quotas.take(caller.key, wish.options.pictures)?;
         let (name, _) = app.models.resolve(&wish.model)?;
         let served = app.models.get(&name).await?;
         let Some(info) = served.engine.info().pictures else {
@@ -167,7 +172,7 @@ impl Drawing {
             };
             if sender.send(told).is_ok() { Flow::Continue } else { Flow::Stop }
         })?;
-        Ok(Drawing { served, id, receiver, wish, partials: 0, pictures: 0, over: false })
+        Ok(Drawing { served, id, receiver, wish, partials: 0, pictures: 0, over: false, _share: share })
     }
 
     async fn next(&mut self) -> Told {

@@ -28,6 +28,7 @@ pub(super) fn routes() -> Routes {
     let routes = on(routes, &["/v1/embeddings"], post(vectors::embeddings));
     let routes = on(routes, &["/v1/tokenize", "/tokenize"], post(vectors::tokenize));
     let routes = on(routes, &["/v1/detokenize", "/detokenize"], post(vectors::detokenize));
+    let routes = on(routes, &["/tokenizer_info"], get(vectors::tokenizer_info));
     let routes = on(routes, &["/v1/models", "/models"], get(models));
     on(routes, &["/v1/models/{*name}", "/models/{*name}"], get(model))
 }

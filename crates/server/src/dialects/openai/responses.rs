@@ -10,10 +10,10 @@ use fathom_engine::Usage;
 use fathom_text::{ChatMessage, Role as Speaker, Thinking, ToolCall};
 use serde_json::{Value, json};
 
-use super::chat::{EFFORTS, LITTLE_EFFORT, response_format};
+use super::chat::{EFFORTS, LITTLE_EFFORT, response_format, scored};
 use super::error;
 use crate::answer::{Encode, respond, sse};
-use crate::ask::{Ask, Chat, Choice, Heading, Input, Piece, ToolChoice, Wish, total};
+use crate::ask::{Ask, Chat, Choice, Heading, Input, Piece, Scored, ToolChoice, Wish, total};
 use crate::dialects::{body, chat};
 use crate::fields::{Field, Fields, Kind, Role};
 use crate::{App, Refusal};
@@ -27,11 +27,13 @@ pub(in crate::dialects) const RESPONSES: &[Field] = &[
     Field("temperature", Kind::Number(0.0, 2.0), Role::Used),
     Field("top_p", Kind::Number(0.0, 1.0), Role::Used),
     Field("stream", Kind::Bool, Role::Used),
-    Field("tools", Kind::List(chat::TOOLS), Role::Used),
+    Field("tools", Kind::Each(chat::TOOLS, TOOL), Role::Used),
     Field("tool_choice", Kind::Any, Role::Used),
     Field("parallel_tool_calls", Kind::Bool, Role::Used),
-    Field("reasoning", Kind::Object, Role::Used),
-    Field("text", Kind::Object, Role::Used),
+    Field("include", Kind::Texts(16), Role::Used),
+    Field("top_logprobs", Kind::Int(0, 20), Role::Used),
+    Field("reasoning", Kind::Of(REASONING), Role::Used),
+    Field("text", Kind::Of(TEXT), Role::Used),
     Field("service_tier", Kind::Word(&["auto", "default", "flex", "priority"]), Role::Used),
     Field("store", Kind::Bool, Role::Inert),
     Field("metadata", Kind::Object, Role::Inert),
@@ -42,8 +44,6 @@ pub(in crate::dialects) const RESPONSES: &[Field] = &[
     Field("max_tool_calls", Kind::Int(1, 1 << 20), Role::Inert),
     Field("truncation", Kind::Any, Role::Refused(&["\"disabled\""])),
     Field("background", Kind::Any, Role::Refused(&["false"])),
-    Field("include", Kind::Any, Role::Refused(&["[]"])),
-    Field("top_logprobs", Kind::Any, Role::Refused(&["0"])),
     Field("previous_response_id", Kind::Any, Role::Refused(&[])),
     Field("conversation", Kind::Any, Role::Refused(&[])),
     Field("prompt", Kind::Any, Role::Refused(&[])),
@@ -91,9 +91,9 @@ const PART: &[Field] = &[
 ];
 
 pub(in crate::dialects) async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refusal> {
-    let (value, id) = body(&app, request).await?;
+    let (value, caller) = body(&app, request).await?;
     let (ask, echo) = parse(value)?;
-    respond(&app, &id, ask, |heading| Responses { heading, echo, sequence: 0, items: Vec::new(), open: None }).await
+    respond(&app, &caller, ask, |heading| Responses { heading, echo, sequence: 0, items: Vec::new(), open: None, sent: 0 }).await
 }
 
 /// Reads a request; the second part is what the response repeats of it.
@@ -104,6 +104,17 @@ pub(in crate::dialects) fn parse(value: Value) -> Result<(Ask, Value), Refusal> 
         priority: chat::priority(&fields),
         ..chat::sampling(&fields)
     };
+    for (i, wanted) in fields.texts("include").into_iter().enumerate() {
+        match wanted.as_str() {
+            "message.output_text.logprobs" => wish.logprobs = Some(fields.count("top_logprobs").unwrap_or(0)),
+            // Reasoning is part of the output and not encrypted, so there is nothing to add.
+            "reasoning.encrypted_content" => fields.inert.push(format!("include[{i}]")),
+            other => return Err(Refusal::field(format!("include[{i}]"), format!("there is no `{other}` here"))),
+        }
+    }
+    if fields.count("top_logprobs").is_some_and(|n| n > 0) && wish.logprobs.is_none() {
+        return fields.refuse("top_logprobs", "needs `message.output_text.logprobs` in `include`");
+    }
     let mut thinking = Thinking::Default;
     if let Some(reasoning) = fields.object("reasoning", REASONING)? {
         match reasoning.text("effort") {
@@ -275,6 +286,8 @@ struct Responses {
     /// The output so far, finished items first.
     items: Vec<Value>,
     open: Option<Open>,
+    /// Scored tokens of the answer that have been sent.
+    sent: usize,
 }
 
 fn usage(usage: &Usage) -> Value {
@@ -297,8 +310,9 @@ impl Responses {
             "content": [{"type": "reasoning_text", "text": text}]})
     }
 
-    fn message_item(id: &str, text: &str, status: &str) -> Value {
-        let part = json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []});
+    fn message_item(&self, id: &str, text: &str, scores: &[Scored], status: &str) -> Value {
+        let logprobs = scored(&self.heading, scores);
+        let part = json!({"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs});
         let content = if status == "in_progress" { json!([]) } else { json!([part]) };
         json!({"id": id, "type": "message", "status": status, "role": "assistant", "content": content})
     }
@@ -348,7 +362,7 @@ impl Responses {
             }
             Open::Message => {
                 let id = self.item_id("msg");
-                (id.clone(), Self::message_item(&id, &so_far.text, "completed"))
+                (id.clone(), self.message_item(&id, &so_far.text, &so_far.tokens[1], "completed"))
             }
         };
         let place = json!({"item_id": id, "output_index": index, "content_index": 0});
@@ -363,7 +377,7 @@ impl Responses {
             }
             Open::Message => {
                 let mut data = with("text", so_far.text.as_str().into());
-                data["logprobs"] = json!([]);
+                data["logprobs"] = item["content"][0]["logprobs"].clone();
                 self.event("response.output_text.done", data, out);
                 self.event("response.content_part.done", with("part", item["content"][0].clone()), out);
             }
@@ -389,7 +403,7 @@ impl Responses {
             }
             Open::Message => {
                 let id = self.item_id("msg");
-                let item = Self::message_item(&id, "", "in_progress");
+                let item = self.message_item(&id, "", &[], "in_progress");
                 (id, item)
             }
         };
@@ -401,9 +415,9 @@ impl Responses {
         }
     }
 
-    fn delta(&mut self, kind: &str, item: &str, text: &str, out: &mut String) {
+    fn delta(&mut self, kind: &str, item: &str, text: &str, scores: &[Scored], out: &mut String) {
         let data = json!({"item_id": self.item_id(item), "output_index": self.items.len(), "content_index": 0,
-            "delta": text, "logprobs": []});
+            "delta": text, "logprobs": scored(&self.heading, scores)});
         self.event(kind, data, out);
     }
 }
@@ -415,7 +429,7 @@ impl Encode for Responses {
             self.items.push(Self::reasoning_item(&self.item_id("rs"), &choice.reasoning, "completed"));
         }
         if !choice.text.is_empty() || choice.calls.is_empty() {
-            self.items.push(Self::message_item(&self.item_id("msg"), &choice.text, "completed"));
+            self.items.push(self.message_item(&self.item_id("msg"), &choice.text, &choice.tokens[1], "completed"));
         }
         for call in &choice.calls {
             self.items.push(Self::call_item(&self.item_id("fc"), call, &call.arguments, "completed"));
@@ -434,11 +448,13 @@ impl Encode for Responses {
         match piece {
             Piece::Reasoning(text) => {
                 self.begin(Open::Reasoning, so_far, out);
-                self.delta("response.reasoning_text.delta", "rs", text, out);
+                self.delta("response.reasoning_text.delta", "rs", text, &[], out);
             }
             Piece::Text(text) => {
                 self.begin(Open::Message, so_far, out);
-                self.delta("response.output_text.delta", "msg", text, out);
+                let new = &so_far.tokens[1][self.sent.min(so_far.tokens[1].len())..];
+                self.delta("response.output_text.delta", "msg", text, new, out);
+                self.sent = so_far.tokens[1].len();
             }
             Piece::Call(call) => {
                 self.finish(so_far, out);

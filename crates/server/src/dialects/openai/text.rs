@@ -27,7 +27,7 @@ pub(in crate::dialects) const TEXT: &[Field] = &[
     Field("suffix", Kind::Text, Role::Used),
     Field("echo", Kind::Bool, Role::Used),
     Field("stream", Kind::Bool, Role::Used),
-    Field("stream_options", Kind::Object, Role::Used),
+    Field("stream_options", Kind::Of(super::chat::STREAM_OPTIONS), Role::Used),
     Field("max_tokens", Kind::Int(0, 1 << 24), Role::Used),
     Field("n", Kind::Int(1, 1024), Role::Used),
     Field("stop", Kind::Texts(chat::STOPS), Role::Used),
@@ -38,7 +38,7 @@ pub(in crate::dialects) const TEXT: &[Field] = &[
     Field("frequency_penalty", Kind::Number(-2.0, 2.0), Role::Used),
     Field("logit_bias", Kind::Object, Role::Used),
     Field("logprobs", Kind::Int(0, 20), Role::Used),
-    Field("response_format", Kind::Object, Role::Used),
+    Field("response_format", Kind::Of(super::chat::FORMAT), Role::Used),
     Field("user_id", Kind::Text, Role::Used),
     Field("top_k", Kind::Int(0, 1 << 24), Role::Used),
     Field("min_p", Kind::Number(0.0, 1.0), Role::Used),
@@ -60,9 +60,9 @@ pub(in crate::dialects) async fn completions(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let (value, id) = body(&app, request).await?;
+    let (value, caller) = body(&app, request).await?;
     let (ask, style) = parse(value)?;
-    respond(&app, &id, ask, |heading| TextEncoder { heading, style, shown: Vec::new() }).await
+    respond(&app, &caller, ask, |heading| TextEncoder { heading, style, shown: Vec::new() }).await
 }
 
 /// Reads a request.
