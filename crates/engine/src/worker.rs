@@ -21,7 +21,8 @@ use crate::{Error, Result, Runner, RunnerInfo, Sampler, StepOutput};
 pub struct WorkerOptions {
     /// How steps are made up.
     pub schedule: ScheduleOptions,
-    /// Seconds that a step should take at most while several sequences share the model; prompts are cut smaller for it.
+    /// Seconds that a step should take at most while several sequences share the model, and twice as many while one has it alone;
+    /// prompts are cut smaller for it.
     pub step_seconds: Option<f64>,
     /// How drafts are made.
     pub speculation: Speculation,
@@ -289,7 +290,11 @@ impl Worker {
         let most = self.options.schedule.step_tokens;
         let sequences = self.scheduler.running().len() + self.scheduler.waiting().len();
         match (self.options.step_seconds, self.rows_per_s) {
-            (Some(seconds), Some(rate)) if sequences > 1 => ((rate * seconds) as usize).min(most),
+            (Some(seconds), Some(rate)) => {
+                // Who is alone holds up only whoever comes next.
+                let seconds = if sequences > 1 { seconds } else { 2.0 * seconds };
+                ((rate * seconds) as usize).min(most)
+            }
             _ => most,
         }
     }

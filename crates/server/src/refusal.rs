@@ -21,7 +21,7 @@ pub enum Refusal {
     #[error("{0}")]
     Context(String),
     /// There is no such model.
-    #[error("there is no model `{0}` here")]
+    #[error("there is no model `{0}` here; `/v1/models` lists those that there are")]
     NoModel(String),
     /// There is no such path.
     #[error("there is nothing at {0}")]

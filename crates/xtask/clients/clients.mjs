@@ -25,7 +25,7 @@ const shaped = await client.chat.completions.create({ model, messages, max_token
 assert.equal(typeof JSON.parse(shaped.choices[0].message.content).ok, "boolean");
 console.log("ok     openai for Node: JSON Schema");
 const tools = [{ type: "function", function: { name: "decide", parameters: schema, strict: true } }];
-const called = await client.chat.completions.create({ model: tooled, messages, tools, tool_choice: "required", max_tokens: 400 });
+const called = await client.chat.completions.create({ model: tooled, messages, tools, tool_choice: "required", max_tokens: 400, reasoning_effort: "none" });
 assert.equal(typeof JSON.parse(called.choices[0].message.tool_calls[0].function.arguments).ok, "boolean");
 console.log("ok     openai for Node: tools");
 await assert.rejects(client.chat.completions.create({ model: "nobody", messages }), (error) => error.status === 404);

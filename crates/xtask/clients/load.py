@@ -100,4 +100,6 @@ time.sleep(3)
 early, late = max(memory[5:10]), max(memory[-5:])
 print(f"{CLIENTS} clients, {SECONDS} s: {dict(seen)}")
 print(f"memory {memory[0]:.0f} MiB at first, {early:.0f} at most in the second quarter, {late:.0f} in the last; afterwards {gauges()}")
+if not faults:
+    print(f"{sum(seen.values())} requests without a fault")
 sys.exit(bool(faults) or any(gauges().values()) or late > 1.1 * early + 8)

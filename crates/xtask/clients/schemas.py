@@ -9,7 +9,7 @@ import sys
 import jsonschema
 import openai
 
-BASE, MODEL = sys.argv[1:3]  # what follows is other scripts'
+BASE, MODEL = sys.argv[1:3]
 # The bare FormatChecker() would check times by draft 3, which knows no zone.
 VALIDATOR = jsonschema.Draft202012Validator
 client = openai.OpenAI(base_url=f"{BASE}/v1", api_key="none", max_retries=0, timeout=300)

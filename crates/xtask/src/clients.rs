@@ -21,8 +21,10 @@ impl Drop for Server {
     }
 }
 
-/// Runs every client. `skipped` takes the reasons for what could not run here.
+/// Runs every client of `cargo xtask test --full`. `skipped` takes the reasons for what could not run here.
 pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Result<()> {
+    let mut satisfied = 0;
+    let mut check = |command: &mut Command| check(command).map(|()| satisfied += 1);
     let home = target.join("clients");
     std::fs::create_dir_all(&home)?;
     let files = root.join("crates/xtask/clients");
@@ -57,6 +59,15 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
             drop(server);
         }
     }
+    // lm-evaluation-harness brings much along, so it has an environment of its own.
+    match python(&target.join("harness"), &files.join("harness.txt")) {
+        Err(error) => skipped.push(format!("lm-evaluation-harness: {error:#}")),
+        Ok(bin) => {
+            let (_server, base) = start(target, &[MODEL, "--precision", "exact"])?;
+            let program = target.join("release/fathom");
+            check(Command::new(bin.join("python")).arg(files.join("harness.py")).args([&base, MODEL]).arg(program))?;
+        }
+    }
     match node(&home, &files) {
         Err(error) => skipped.push(format!("Node's clients: {error:#}")),
         Ok(()) => {
@@ -73,6 +84,7 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
         }
     }
     drop(server);
+    println!("{satisfied} programs are satisfied with the server");
     Ok(())
 }
 
@@ -92,6 +104,13 @@ fn start(target: &Path, args: &[&str]) -> Result<(Server, String)> {
     Ok((server, base.to_owned()))
 }
 
+/// Two hundred clients for five minutes, with random ends.
+pub(crate) fn load(root: &Path, target: &Path) -> Result<()> {
+    let (server, base) = start(target, &[MODEL, "--context", "256", "--cache-tokens", "8192"])?;
+    let script = root.join("crates/xtask/clients/load.py");
+    check(Command::new("python3").arg(script).args([&base, MODEL, &server.0.id().to_string(), "300", "200"]))
+}
+
 fn check(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");
@@ -105,6 +124,7 @@ fn path_of(program: &str) -> Option<String> {
 
 /// A virtual environment with what is required; made again when that changes.
 fn python(home: &Path, requirements: &Path) -> Result<std::path::PathBuf> {
+    std::fs::create_dir_all(home)?;
     let (env, stamp) = (home.join("venv"), home.join("requirements.installed"));
     let wanted = std::fs::read_to_string(requirements)?;
     if std::fs::read_to_string(&stamp).ok().as_ref() != Some(&wanted) {

@@ -32,7 +32,7 @@ enum Task {
     Test(test::Options),
     /// Write CLAIMS.md from claims.toml, check it, or measure again
     Claims(claims::Options),
-    /// Fuzz every parser for minutes each, outside CI
+    /// Sanitised kernels, a server under load, every parser fuzzed for minutes: outside CI
     Soak(soak::Options),
 }
 

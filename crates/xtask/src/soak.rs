@@ -1,7 +1,8 @@
-//! `cargo xtask soak`: the kernels under AddressSanitizer, then every parser fuzzed for minutes each, outside CI.
+//! `cargo xtask soak`: what takes too long for CI. The kernels under AddressSanitizer, a server under load, then every parser fuzzed for
+//! minutes each.
 //!
-//! Targets come from `fuzz/Cargo.toml`. cargo-fuzz wants nightly flags; `RUSTC_BOOTSTRAP=1` gives
-//! them to the stable toolchain. Golden files of `testdata/` seed the corpus. An input that crashes
+//! Fuzz targets come from `fuzz/Cargo.toml`. cargo-fuzz wants nightly flags; `RUSTC_BOOTSTRAP=1` gives
+//! them to the stable toolchain. Golden files of `testdata/` and recorded requests seed the corpus. An input that crashes
 //! is kept in `testdata/fuzz/TARGET/`, where it seeds later runs and stays as a regression test of
 //! the crate whose parser it broke.
 
@@ -24,25 +25,38 @@ pub(crate) struct Options {
     /// Targets that run at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     jobs: u64,
-    /// Only this target
+    /// Only this: a fuzz target, `kernels` or `load`
     target: Option<String>,
 }
+
+/// A part of the soak that is no fuzzing: its name and what it does.
+type Part = (&'static str, fn(&Path) -> Result<()>);
+const PARTS: [Part; 2] = [("kernels", sanitise), ("load", load)];
 
 /// Runs the targets, `jobs` at a time; an error names those that crashed.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let manifest = fs::read_to_string(root.join("fuzz/Cargo.toml")).context("fuzz/Cargo.toml")?;
     let (mut targets, seeds) = read_manifest(&manifest)?;
+    let wanted = |name: &str| options.target.as_deref().is_none_or(|only| only == name);
+    for (name, part) in PARTS.iter().filter(|(name, _)| wanted(name)) {
+        println!("== {name}");
+        part(root)?;
+    }
+    if options.target.as_deref().is_some_and(|only| PARTS.iter().any(|(name, _)| *name == only)) {
+        return Ok(());
+    }
     if let Some(only) = &options.target {
         ensure!(targets.contains(only), "no fuzz target {only}; there are: {}", targets.join(", "));
         targets.retain(|t| t == only);
     }
     crate::output(root, &crate::cargo(), &["fuzz", "--version"])
         .context("cargo-fuzz is not here: cargo install --locked cargo-fuzz")?;
-    if options.target.is_none() {
-        sanitise(root)?;
-    }
-    for (target, ending) in seeds.iter().filter(|(target, _)| targets.contains(target)) {
-        seed(&root.join("testdata"), ending, &root.join("fuzz/corpus").join(target))?;
+    for target in &targets {
+        let corpus = root.join("fuzz/corpus").join(target);
+        match seeds.get(target) {
+            Some(ending) => seed(&root.join("testdata"), ending, &corpus)?,
+            None => requests(root, &corpus)?,
+        }
     }
     let (next, found) = (AtomicUsize::new(0), Mutex::new(vec![]));
     thread::scope(|scope| {
@@ -71,7 +85,6 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
 /// Tests of the one crate with `unsafe` kernels, every access checked. The sanitizer's own target directory: its flags would
 /// otherwise compile everything anew.
 fn sanitise(root: &Path) -> Result<()> {
-    println!("== kernels under AddressSanitizer");
     let version = crate::output(root, "rustc", &["-vV"])?;
     let host = version.lines().find_map(|l| l.strip_prefix("host: ")).context("rustc -vV names no host")?;
     let mut command = Command::new(crate::cargo());
@@ -79,6 +92,26 @@ fn sanitise(root: &Path) -> Result<()> {
     command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address");
     let status = command.current_dir(root).status()?;
     ensure!(status.success(), "fathom-cpu under AddressSanitizer: {status}");
+    Ok(())
+}
+
+/// Two hundred clients for five minutes.
+fn load(root: &Path) -> Result<()> {
+    let target = crate::test::target(root);
+    crate::test::release(root)?;
+    crate::clients::load(root, &target)
+}
+
+/// Puts the recorded requests' bodies into a corpus: nothing else is so near to what parsers of requests meet.
+fn requests(root: &Path, corpus: &Path) -> Result<()> {
+    fs::create_dir_all(corpus)?;
+    for entry in fs::read_dir(root.join("crates/server/tests/transcripts"))? {
+        let entry = entry?;
+        let text = fs::read_to_string(entry.path())?;
+        if let Some((_, body)) = text.split_once("\n---\n").and_then(|(request, _)| request.split_once('\n')) {
+            fs::write(corpus.join(entry.file_name()), body)?;
+        }
+    }
     Ok(())
 }
 

@@ -19,6 +19,9 @@ pub(crate) struct Options {
     /// Also what needs more than cargo, or the shared golden data
     #[arg(long)]
     full: bool,
+    /// Only the step of this name; `clients` takes what the release step built
+    #[arg(long, value_name = "STEP")]
+    only: Option<String>,
 }
 
 /// What the test binaries reported.
@@ -73,13 +76,18 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
         ("rustdoc", cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--keep-going"])),
         ("tests", Box::new(|tally| tests(root, tally))),
     ];
-    if options.full {
+    if options.full || options.only.is_some() {
         steps.push(("fuzz", cargo(&["check", "--manifest-path", "fuzz/Cargo.toml", "--bins"])));
-        steps.push(("release", Box::new(|_| release(root))));
+        steps.push(("release", Box::new(|_| released_is_right(root))));
         steps.push(("clients", Box::new(|tally| crate::clients::run(root, &target(root), &mut tally.skipped))));
         steps.push(("golden", Box::new(|tally| shared_data_is_used(root, tally))));
     }
 
+    if let Some(only) = &options.only {
+        let names: Vec<&str> = steps.iter().map(|(name, _)| *name).collect();
+        ensure!(names.contains(&only.as_str()), "no step {only}; there are: {}", names.join(", "));
+        steps.retain(|(name, _)| name == only);
+    }
     let mut tally = Tally::default();
     let mut report = String::new();
     let mut failed = 0;
@@ -104,7 +112,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
 }
 
 /// Where everything is compiled.
-fn target(root: &Path) -> PathBuf {
+pub(crate) fn target(root: &Path) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
@@ -144,9 +152,14 @@ fn tests(root: &Path, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// Builds what a person would install, and holds it to every golden that is here.
-fn release(root: &Path) -> Result<()> {
-    cargo(root, &["build", "--release", "--package", "fathom-cli"])?;
+/// Builds what a person would install.
+pub(crate) fn release(root: &Path) -> Result<()> {
+    cargo(root, &["build", "--release", "--package", "fathom-cli"])
+}
+
+/// The same, held to every golden that is here.
+fn released_is_right(root: &Path) -> Result<()> {
+    release(root)?;
     let mut runs = vec![vec!["verify", "testdata/models"], vec!["verify", "testdata/models", "--precision", "fast"]];
     if root.join(SHARED).is_dir() {
         runs.push(vec!["verify", SHARED]);

@@ -56,8 +56,11 @@ impl Server {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("it listens");
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let length = body.len();
-        write!(stream, "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
-            .unwrap();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
         stream
     }
 
@@ -87,7 +90,8 @@ impl Server {
 }
 
 /// A stream that does not end by itself before the context does.
-const ENDLESS: &str = r#"{"model":"mini-r1","stream":true,"ignore_eos":true,"messages":[{"role":"user","content":"Count."}]}"#;
+const ENDLESS: &str =
+    r#"{"model":"mini-r1","stream":true,"ignore_eos":true,"messages":[{"role":"user","content":"Count."}]}"#;
 
 #[test]
 fn sigterm_drains_ends_the_rest_properly_and_exits_zero() {

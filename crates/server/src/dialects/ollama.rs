@@ -118,8 +118,10 @@ const MESSAGE: &[Field] = &[
     Field("images", Kind::Any, Role::Refused(&["[]"])),
 ];
 
-const TOOL: &[Field] =
-    &[Field("type", Kind::Word(&["function"]), Role::Used), Field("function", Kind::Of(chat::FUNCTION), Role::Required)];
+const TOOL: &[Field] = &[
+    Field("type", Kind::Word(&["function"]), Role::Used),
+    Field("function", Kind::Of(chat::FUNCTION), Role::Required),
+];
 
 const CALL: &[Field] = &[
     Field("id", Kind::Text, Role::Used),
@@ -147,7 +149,13 @@ async fn generate(State(app): State<Arc<App>>, request: Request) -> Result<Respo
 }
 
 /// Answers, or loads and unloads where there is nothing to answer.
-async fn serve(app: Arc<App>, caller: Caller, ask: Ask, keep: Option<Duration>, chat: bool) -> Result<Response, Refusal> {
+async fn serve(
+    app: Arc<App>,
+    caller: Caller,
+    ask: Ask,
+    keep: Option<Duration>,
+    chat: bool,
+) -> Result<Response, Refusal> {
     let (model, _) = app.models.resolve(&ask.model)?;
     if let Some(keep) = keep {
         app.models.set_keep(&model, keep);

@@ -153,11 +153,14 @@ fn a_key_has_its_share_and_no_more_and_its_own_cache() {
     // Long enough to fill blocks; the other key must not be able to tell that it was asked before.
     let body = json!({"model": "parrot", "prompt": "a tale of a whale ".repeat(20), "max_tokens": 1});
     let cached = |client: &Client| {
-        client.post("/v1/completions", &body).json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+        client.post("/v1/completions", &body).json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+            .as_u64()
+            .unwrap()
     };
-    assert_eq!(cached(&one), 0);
-    assert!(cached(&one) > 0);
-    assert_eq!(cached(&two), 0);
+    // The beginning that all prompts share may be known from before.
+    assert!(cached(&one) < 8);
+    assert!(cached(&one) > 100);
+    assert!(cached(&two) < 8);
 }
 
 #[test]

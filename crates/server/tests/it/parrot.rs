@@ -219,7 +219,10 @@ pub(crate) fn start(setting: Setting) -> (Client, Arc<Watch>) {
     std::thread::spawn(move || {
         serve(options, Arc::new(cage), &mut |address| sender.send(address).unwrap()).unwrap();
     });
-    let client = Client { address: receiver.recv_timeout(Duration::from_secs(10)).unwrap(), key: setting.key.map(str::to_owned) };
+    let client = Client {
+        address: receiver.recv_timeout(Duration::from_secs(10)).unwrap(),
+        key: setting.key.map(str::to_owned),
+    };
     for _ in 0..400 {
         if client.get("/ready").status == 200 {
             return (client, watch);

@@ -94,7 +94,11 @@ fn a_shape_beside_tools_holds_where_none_is_called() {
     assert!(value["ok"].is_boolean(), "{value}");
     let called = client.post(CHAT, &body("Please add 6 and 7.")).json();
     let call = &called["choices"][0]["message"]["tool_calls"][0]["function"];
-    assert_eq!((call["name"].as_str(), call["arguments"].as_str()), (Some("add"), Some("{\"a\": 6, \"b\": 7}")), "{called}");
+    assert_eq!(
+        (call["name"].as_str(), call["arguments"].as_str()),
+        (Some("add"), Some("{\"a\": 6, \"b\": 7}")),
+        "{called}"
+    );
 }
 
 #[test]

@@ -86,8 +86,10 @@ const MESSAGE: &[Field] = &[
     Field("function_call", Kind::Any, Role::Refused(&[])),
 ];
 
-const TOOL: &[Field] =
-    &[Field("type", Kind::Word(&["function"]), Role::Required), Field("function", Kind::Of(chat::FUNCTION), Role::Required)];
+const TOOL: &[Field] = &[
+    Field("type", Kind::Word(&["function"]), Role::Required),
+    Field("function", Kind::Of(chat::FUNCTION), Role::Required),
+];
 
 const CALL: &[Field] = &[
     Field("id", Kind::Text, Role::Required),

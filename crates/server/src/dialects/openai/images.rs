@@ -19,8 +19,8 @@ use crate::answer::{self, sse};
 use crate::dialects::body;
 use crate::fields::{Field, Fields, Kind, Role};
 use crate::guard::Caller;
-use crate::quota::Share;
 use crate::models::Served;
+use crate::quota::Share;
 use crate::{App, Refusal, random_id, unix_now};
 
 /// Fields of `/v1/images/generations`.

@@ -93,7 +93,15 @@ const PART: &[Field] = &[
 pub(in crate::dialects) async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refusal> {
     let (value, caller) = body(&app, request).await?;
     let (ask, echo) = parse(value)?;
-    respond(&app, &caller, ask, |heading| Responses { heading, echo, sequence: 0, items: Vec::new(), open: None, sent: 0 }).await
+    respond(&app, &caller, ask, |heading| Responses {
+        heading,
+        echo,
+        sequence: 0,
+        items: Vec::new(),
+        open: None,
+        sent: 0,
+    })
+    .await
 }
 
 /// Reads a request; the second part is what the response repeats of it.
