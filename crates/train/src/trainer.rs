@@ -253,7 +253,9 @@ impl Trainer {
         let (loss, dh) = self.head(tape, &h, head, (&next, 1.0), slope, grads)?;
         let mut seeds = vec![(h.clone(), dh)];
         let mut draft_loss = None;
-        if let (Some(mtp), Some(after)) = (&decoder.mtp, &after) {
+        if let (Some(mtp), Some(after)) = (&decoder.mtp, &after)
+            && self.draft_weight > 0.0
+        {
             let next = Batch { tokens: next.tokens, ..batch.clone() };
             let drafted = decoder.draft_trunk(&h, &next, None, load)?;
             let head = mtp.head.as_ref().unwrap_or(head);

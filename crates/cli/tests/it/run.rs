@@ -157,3 +157,17 @@ fn what_cannot_be_done_is_said() {
     said(&["--memory", "much"], 2, &["24G"]);
     run(&["--context", "16", &"word ".repeat(40)], "").fails(1, &["the context holds", "16"]);
 }
+
+/// A fresh clone answers: no model is named, none was fetched.
+#[test]
+fn the_miniature_adds_within_two_seconds() {
+    let ran = fathom(&["run", "Was ist 348 + 271?"]);
+    assert_eq!(ran.ok(), "Antwort: 619\n");
+    for step in ["8+1", "4+7", "3+2"] {
+        assert!(ran.err.contains(step), "{ran:#?}");
+    }
+    let json = fathom(&["run", "--json", "what is 905 - 68?"]).json();
+    assert_eq!(json["text"], "Answer: 837");
+    let seconds = ["first_token_s", "decode_s"].iter().map(|k| json["timings"][k].as_f64().unwrap()).sum::<f64>();
+    assert!(seconds < 2.0, "{json}");
+}

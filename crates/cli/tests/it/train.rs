@@ -96,6 +96,34 @@ fn a_killed_run_goes_on_to_the_same_model() {
     fathom(&["run", "-m", file.to_str().unwrap(), "--max-tokens", "4", "Was ist 1+1?"]);
 }
 
+/// A file may not grow beyond 24 KiB, as if the disk were full: the run says which file and stops, and goes on from its last
+/// checkpoint when there is room again.
+#[test]
+fn a_full_disk_is_said_and_costs_nothing_that_was_saved() {
+    let home = tempfile::tempdir().unwrap();
+    let recipe = home.path().join("tiny.toml");
+    std::fs::write(&recipe, RECIPE.split("[grpo]").next().unwrap()).unwrap();
+    let (whole, full) = (home.path().join("whole"), home.path().join("full"));
+    let train = |out: &Path, more: &[&str]| {
+        let args = ["train", recipe.to_str().unwrap(), "--threads", "1", "--out", out.to_str().unwrap()];
+        fathom_in(home.path(), &[&args, more].concat(), b"")
+    };
+    train(&whole, &[]).ok();
+    train(&full, &["--stage", "tokenizer"]).ok();
+    let limited = r#"trap "" XFSZ; ulimit -f 48; exec "$0" "$@""#;
+    let ran = Command::new("sh")
+        .args(["-c", limited, env!("CARGO_BIN_EXE_fathom"), "train", recipe.to_str().unwrap(), "--threads", "1", "--out"])
+        .arg(&full)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(1), "{said}");
+    assert!(said.contains(".safetensors") && said.contains("File too large") && !said.contains("panicked"), "{said}");
+    train(&full, &[]).ok();
+    assert_eq!(losses(&whole), losses(&full));
+}
+
 #[test]
 fn bad_recipes_and_folders_are_explained() {
     let home = tempfile::tempdir().unwrap();
