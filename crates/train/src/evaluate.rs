@@ -13,7 +13,6 @@ use fathom_tasks::{Generator, Lang, Sample, Split, refuses};
 use fathom_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use crate::data::Examples;
 use crate::error::Result;
 
 /// Sequences at once.
@@ -182,20 +181,19 @@ pub fn held_out(
 /// Kinds whose problems are texts.
 const KINDS_WITHOUT_NUMBERS: [&str; 2] = ["fathom", "outside"];
 
-/// Asks a model held-out problems and counts.
+/// Asks a model held-out problems, each by its own prompt, and counts.
 ///
 /// # Errors
-/// If the engine fails or a text cannot be encoded.
+/// If the engine fails.
 pub fn evaluate(
     decoder: Decoder,
     tokenizer: &Tokenizer,
-    examples: &Examples<'_>,
+    prompts: &[Vec<u32>],
     samples: &[Sample],
     split: Split,
     drawing: &Drawing,
 ) -> Result<(Vec<KindResult>, Drafts)> {
-    let prompts: Vec<Vec<u32>> = samples.iter().map(|s| examples.prompt(&s.question)).collect::<Result<_>>()?;
-    let (answers, drafts) = answers(decoder, &prompts, tokenizer.end_tokens(), drawing)?;
+    let (answers, drafts) = answers(decoder, prompts, tokenizer.end_tokens(), drawing)?;
     let mut results: Vec<KindResult> = Vec::new();
     for (sample, answer) in samples.iter().zip(&answers) {
         let text = tokenizer.decode_skipping_special(&answer.tokens);

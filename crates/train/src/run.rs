@@ -434,8 +434,9 @@ impl Run {
             let drafts = params.spec.mtp.is_some() && at.is_none();
             let drawing = Drawing { drafts, ..Drawing::greedy(self.recipe.eval.max_tokens) };
             let decoder = params.decoder(self.server.clone())?;
+            let prompts = samples.iter().map(|s| examples.prompt(&s.question)).collect::<Result<Vec<_>>>()?;
             let (results, Drafts { drafted, accepted }) =
-                evaluate(decoder, tokenizer, &examples, &samples, split, &drawing)?;
+                evaluate(decoder, tokenizer, &prompts, &samples, split, &drawing)?;
             watch(Progress::Evaluated(&results));
             let mut lines = String::new();
             for r in &results {

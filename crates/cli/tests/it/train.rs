@@ -112,7 +112,16 @@ fn a_full_disk_is_said_and_costs_nothing_that_was_saved() {
     train(&full, &["--stage", "tokenizer"]).ok();
     let limited = r#"trap "" XFSZ; ulimit -f 48; exec "$0" "$@""#;
     let ran = Command::new("sh")
-        .args(["-c", limited, env!("CARGO_BIN_EXE_fathom"), "train", recipe.to_str().unwrap(), "--threads", "1", "--out"])
+        .args([
+            "-c",
+            limited,
+            env!("CARGO_BIN_EXE_fathom"),
+            "train",
+            recipe.to_str().unwrap(),
+            "--threads",
+            "1",
+            "--out",
+        ])
         .arg(&full)
         .stdin(Stdio::null())
         .output()

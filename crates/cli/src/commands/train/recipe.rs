@@ -146,7 +146,7 @@ impl Screen {
             }
             Progress::Step { metrics, total } => self.step(metrics, total),
             Progress::Saved(_) => {}
-            Progress::Evaluated(results) => self.say(&table(results)),
+            Progress::Evaluated(results) => self.say(&format!("{}\n{}", table(results), mean(results))),
             Progress::Made(path) => self.say(&format!("{}", path.display())),
         }
         if term::interrupted() { Wish::Stop } else { Wish::Continue }
@@ -203,12 +203,11 @@ impl Screen {
 }
 
 /// Results by kind, one line each.
-fn table(results: &[KindResult]) -> String {
-    let mut text = String::new();
-    for r in results {
+pub(super) fn table(results: &[KindResult]) -> String {
+    let line = |r: &KindResult| {
         let (share, low, high) = r.share();
-        text += &format!(
-            "{:<10} {:<8} {:>5.1} %  ({:.0}-{:.0})  of {}, {:.0} tokens\n",
+        format!(
+            "{:<10} {:<8} {:>5.1} %  ({:.0}-{:.0})  of {}, {:.0} tokens",
             r.kind,
             r.split,
             100.0 * share,
@@ -216,10 +215,15 @@ fn table(results: &[KindResult]) -> String {
             100.0 * high,
             r.asked,
             r.tokens
-        );
-    }
+        )
+    };
+    results.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// The mean over kinds.
+fn mean(results: &[KindResult]) -> String {
     let mean = results.iter().map(|r| r.share().0).sum::<f64>() / results.len().max(1) as f64;
-    text + &format!("{:<10} {:<8} {:>5.1} %", "mean", "", 100.0 * mean)
+    format!("{:<10} {:<8} {:>5.1} %", "mean", "", 100.0 * mean)
 }
 
 #[cfg(test)]
