@@ -66,6 +66,8 @@ pub struct Cpu {
     pub(crate) packed: Mutex<Vec<u32>>,
     /// Rows of its left factor.
     pub(crate) tiles: Scratch<u32>,
+    /// Inputs of a convolution rounded to bfloat16.
+    pub(crate) pixels: Mutex<Vec<[u16; crate::simd::LANES]>>,
     pub(crate) order: Mutex<Order>,
     pub(crate) bands: Mutex<Bands>,
     /// Bytes that packed weights may still take.
@@ -126,6 +128,7 @@ impl Cpu {
             training,
             packed: Mutex::default(),
             tiles: Scratch::new(pool.threads()),
+            pixels: Mutex::default(),
             order: Mutex::default(),
             bands: Mutex::default(),
             budget: AtomicUsize::new(pack::available_memory().map_or(usize::MAX, |n| n / 5 * 4)),

@@ -2,41 +2,68 @@
 
 use std::sync::Arc;
 
-use fathom_core::{ConvSpec, DType, GroupNormSpec, Proj, Resident, Result, Tensor, Weight, check};
+use fathom_core::{ConvSpec, DType, GroupNormSpec, Precision, Proj, Resident, Result, Shape, Tensor, Weight, check};
+use half::bf16;
 
-use crate::kernels::picture::{Affine, ConvBlock, Lattice, Moments, WIDTH};
+use crate::backend::lock;
+use crate::kernels::picture::{Affine, ConvBlock, Lattice, Moments, Pair, Tap, ToPairs, WIDTH};
 use crate::pool::Grid;
-use crate::{Cpu, DEVICE};
+use crate::simd::LANES;
+use crate::{Cpu, DEVICE, Level};
 
 /// Output pixels per task: their inputs stay in the cache while a block of kernels passes over them.
 const PIXELS: usize = 256;
 /// Pixels whose moments are taken together.
 const CHUNK: usize = 64;
 
-/// The kernels of a convolution, [`WIDTH`] side by side: `[blocks][kernel, kernel, channels][WIDTH]`, zeros beyond the last.
-struct Kernels {
-    panels: Vec<f32>,
-    /// A pixel of zeros.
-    zeros: Vec<f32>,
+/// The kernels of a convolution, [`WIDTH`] side by side: `[blocks][kernel, kernel, channels][WIDTH]`, zeros beyond the last; and a
+/// pixel of zeros.
+enum Kernels {
+    F32(Vec<[f32; WIDTH]>, Vec<f32>),
+    /// Two channels at a time.
+    Brain(Vec<<Pair as Tap>::Row>, Vec<Pair>),
 }
 
 impl Cpu {
+    /// Whether a convolution of so many channels is computed in bfloat16.
+    fn conv_in_brain(&self, channels: usize) -> bool {
+        self.precision == Precision::Fast && self.level == Level::Avx512 && channels.is_multiple_of(2 * LANES)
+    }
+
     pub(crate) fn pack_conv(&self, weight: &Weight, kernel: usize) -> Result<Resident> {
         check::upload_conv(weight, kernel)?;
         let (taps, depth) = (kernel * kernel, weight.cols);
         let channels = depth / taps;
-        let mut panels = vec![0.0; weight.rows.div_ceil(WIDTH) * depth * WIDTH];
-        self.pool.chunks_mut(&mut panels, depth * WIDTH, |first, panel| {
-            let mut row = vec![0.0; depth];
-            let outs = first / depth..weight.rows.min(first / depth + WIDTH);
-            for (lane, out) in outs.enumerate() {
-                weight.decode_row(out, &mut row);
-                for (at, to) in panel[lane..].iter_mut().step_by(WIDTH).enumerate() {
-                    *to = row[at % channels * taps + at / channels];
+        let blocks = weight.rows.div_ceil(WIDTH);
+        let outs_of = |block: usize| block * WIDTH..weight.rows.min((block + 1) * WIDTH);
+        // From PyTorch's order, channels outermost, to ours.
+        let place = |at: usize| at % channels * taps + at / channels;
+        let kernels = if self.conv_in_brain(channels) {
+            let mut panels = vec![[[0; 2 * LANES]; 2]; blocks * depth / 2];
+            self.pool.chunks_mut(&mut panels, depth / 2, |first, panel| {
+                let mut row = vec![0.0; depth];
+                for (lane, out) in outs_of(first / (depth / 2)).enumerate() {
+                    weight.decode_row(out, &mut row);
+                    for (pair, to) in panel.iter_mut().enumerate() {
+                        for half in 0..2 {
+                            let v = bf16::from_f32(row[place(2 * pair + half)]);
+                            to[lane / LANES][lane % LANES * 2 + half] = v.to_bits();
+                        }
+                    }
                 }
-            }
-        });
-        let kernels = Kernels { panels, zeros: vec![0.0; channels] };
+            });
+            Kernels::Brain(panels, vec![[0; 2]; channels / 2])
+        } else {
+            let mut panels = vec![[0.0; WIDTH]; blocks * depth];
+            self.pool.chunks_mut(&mut panels, depth, |first, panel| {
+                let mut row = vec![0.0; depth];
+                for (lane, out) in outs_of(first / depth).enumerate() {
+                    weight.decode_row(out, &mut row);
+                    panel.iter_mut().enumerate().for_each(|(at, to)| to[lane] = row[place(at)]);
+                }
+            });
+            Kernels::F32(panels, vec![0.0; channels])
+        };
         Ok(Resident::new(DEVICE, weight.rows, depth, weight.format, Arc::new(kernels)))
     }
 
@@ -45,7 +72,7 @@ impl Cpu {
         let shape = check::conv2d(x, &p, spec)?;
         let kernels: &Kernels = p.weight.data(op, DEVICE)?;
         let bias = p.bias.map(|b| self.vector(op, b)).transpose()?;
-        let side = |t: fathom_core::Shape| [t.dims()[1], t.dims()[2]];
+        let side = |t: Shape| [t.dims()[1], t.dims()[2]];
         let lattice = Lattice {
             from: side(x.shape),
             to: side(shape),
@@ -54,16 +81,49 @@ impl Cpu {
             pad: spec.pad.0,
             magnify: spec.magnify,
         };
-        let (xs, outs, depth) = (self.arena.f32s(op, x)?, p.weight.rows, p.weight.cols);
+        let xs = self.arena.f32s(op, x)?;
         let mut out = self.arena.alloc(shape, DType::F32);
-        let bands: Vec<usize> = (0..shape.rows()).step_by(PIXELS).chain([shape.rows()]).collect();
-        let mut grid = Grid::new(shape.rows(), WIDTH).out(self.arena.f32s_mut(op, &mut out)?, outs).bands(&bands);
-        self.pool.rects(&mut grid, |_, mut rect| {
-            let panel = &kernels.panels[rect.first * depth..][..depth * WIDTH];
-            let bias = bias.map(|b| &b[rect.first..rect.first + rect.width]);
-            self.isa.run(ConvBlock { x: xs, zeros: &kernels.zeros, lattice, panel, bias, rect: &mut rect });
-        });
+        let ys = self.arena.f32s_mut(op, &mut out)?;
+        match kernels {
+            Kernels::F32(panels, zeros) => self.convolve_with(xs, zeros, panels, bias, lattice, ys, shape),
+            Kernels::Brain(panels, zeros) => {
+                let mut pixels = lock(&self.pixels);
+                let vectors = xs.len() / LANES;
+                if pixels.len() < vectors {
+                    pixels.resize(vectors, [0; LANES]);
+                }
+                let n = Self::grain(vectors, LANES);
+                self.pool.chunks_mut(&mut pixels[..vectors], n, |first, out| {
+                    self.isa.run(ToPairs { x: &xs[first * LANES..(first + out.len()) * LANES], out });
+                });
+                let (pairs, _) = pixels[..vectors].as_flattened().as_chunks::<2>();
+                self.convolve_with(pairs, zeros, panels, bias, lattice, ys, shape);
+            }
+        }
         Ok(out)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn convolve_with<T: Tap + Sync>(
+        &self,
+        x: &[T],
+        zeros: &[T],
+        panels: &[T::Row],
+        bias: Option<&[f32]>,
+        lattice: Lattice,
+        out: &mut [f32],
+        shape: Shape,
+    ) where
+        T::Row: Sync,
+    {
+        let depth = lattice.kernel * lattice.kernel * zeros.len();
+        let bands: Vec<usize> = (0..shape.rows()).step_by(PIXELS).chain([shape.rows()]).collect();
+        let mut grid = Grid::new(shape.rows(), WIDTH).out(out, shape.cols()).bands(&bands);
+        self.pool.rects(&mut grid, |_, mut rect| {
+            let panel = &panels[rect.first / WIDTH * depth..][..depth];
+            let bias = bias.map(|b| &b[rect.first..rect.first + rect.width]);
+            self.isa.run(ConvBlock { x, zeros, lattice, panel, bias, rect: &mut rect });
+        });
     }
 
     pub(crate) fn normalise_groups(

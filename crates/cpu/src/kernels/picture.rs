@@ -1,8 +1,8 @@
 //! Operations on pictures, channels innermost: convolution as a matrix product whose rows are gathered on the fly, group
 //! normalisation, and the row operations of vision towers.
 //!
-//! Order of additions of a convolution: from the bias on, kernel rows, kernel columns, channels. A picture's result depends on no
-//! other.
+//! Order of additions of a convolution: from the bias on, kernel rows, kernel columns, channels (pairs of them in bfloat16). A picture's
+//! result depends on no other.
 
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
@@ -41,63 +41,147 @@ impl Lattice {
     }
 }
 
-/// A block of at most [`WIDTH`] outputs of a convolution.
-pub(crate) struct ConvBlock<'a, 'b, 'r> {
-    /// `[pixels, channels]`.
+/// Numbers of a convolution: inputs of a pixel, and kernels of [`WIDTH`] outputs side by side.
+pub(crate) trait Tap: Copy {
+    /// The kernels that one input meets.
+    type Row: Copy;
+    /// Adds products to the sums of `V` vectors of outputs of `N` pixels.
+    fn multiply<S: Simd, const N: usize, const V: usize>(
+        s: S,
+        pixels: [&[Self]; N],
+        panel: &[Self::Row],
+        sums: &mut [[S::F; V]; N],
+    );
+}
+
+impl Tap for f32 {
+    type Row = [f32; WIDTH];
+    #[inline(always)]
+    fn multiply<S: Simd, const N: usize, const V: usize>(
+        s: S,
+        pixels: [&[f32]; N],
+        panel: &[[f32; WIDTH]],
+        sums: &mut [[S::F; V]; N],
+    ) {
+        for (c, w) in panel.iter().enumerate() {
+            let (parts, _) = w.as_chunks::<LANES>();
+            let mut v = [s.zero(); V];
+            for j in 0..V {
+                v[j] = s.load(&parts[j]);
+            }
+            for i in 0..N {
+                let x = s.splat(pixels[i][c]);
+                for j in 0..V {
+                    sums[i][j] = s.fma(x, v[j], sums[i][j]);
+                }
+            }
+        }
+    }
+}
+
+/// Two neighbouring channels in bfloat16.
+pub(crate) type Pair = [u16; 2];
+
+impl Tap for Pair {
+    /// Lane l of either half: the two channels' kernels of an output.
+    type Row = [[u16; 2 * LANES]; 2];
+    #[inline(always)]
+    fn multiply<S: Simd, const N: usize, const V: usize>(
+        s: S,
+        pixels: [&[Pair]; N],
+        panel: &[[[u16; 2 * LANES]; 2]],
+        sums: &mut [[S::F; V]; N],
+    ) {
+        for (c, w) in panel.iter().enumerate() {
+            let mut v = [s.splat_b(0); V];
+            for j in 0..V {
+                v[j] = s.load_pairs(&w[j]);
+            }
+            for i in 0..N {
+                let [low, high] = pixels[i][c];
+                let x = s.splat_word(u32::from(low) | u32::from(high) << 16);
+                for j in 0..V {
+                    sums[i][j] = s.dot2_bf16(sums[i][j], v[j], x);
+                }
+            }
+        }
+    }
+}
+
+/// Rounds to bfloat16.
+pub(crate) struct ToPairs<'a> {
     pub(crate) x: &'a [f32],
+    pub(crate) out: &'a mut [[u16; LANES]],
+}
+
+impl Kernel for ToPairs<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (x, out) in self.x.as_chunks::<LANES>().0.iter().zip(self.out) {
+            s.store_bf16(s.load(x), out);
+        }
+    }
+}
+
+/// A block of at most [`WIDTH`] outputs of a convolution.
+pub(crate) struct ConvBlock<'a, 'b, 'r, T: Tap> {
+    /// `[pixels, channels]`.
+    pub(crate) x: &'a [T],
     /// A pixel of zeros.
-    pub(crate) zeros: &'a [f32],
+    pub(crate) zeros: &'a [T],
     pub(crate) lattice: Lattice,
-    /// `[kernel, kernel, channels][WIDTH]`.
-    pub(crate) panel: &'a [f32],
+    /// `[kernel, kernel, channels]`.
+    pub(crate) panel: &'a [T::Row],
     /// The block's part of the bias.
     pub(crate) bias: Option<&'a [f32]>,
     /// Rows are output pixels.
     pub(crate) rect: &'b mut Rect<'r>,
 }
 
-impl Kernel for ConvBlock<'_, '_, '_> {
+impl<T: Tap> Kernel for ConvBlock<'_, '_, '_, T> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let rows = self.rect.rows.clone();
+        let narrow = self.rect.width <= LANES;
         let mut row = rows.start;
+        while narrow && row + 2 * PIXELS <= rows.end {
+            self.tile::<S, { 2 * PIXELS }, 1>(s, row);
+            row += 2 * PIXELS;
+        }
         while row + PIXELS <= rows.end {
-            self.tile::<S, PIXELS>(s, row);
+            self.tile::<S, PIXELS, 2>(s, row);
             row += PIXELS;
         }
         while row < rows.end {
-            self.tile::<S, 1>(s, row);
+            self.tile::<S, 1, 2>(s, row);
             row += 1;
         }
     }
 }
 
-impl ConvBlock<'_, '_, '_> {
+impl<T: Tap> ConvBlock<'_, '_, '_, T> {
     #[inline(always)]
-    fn tile<S: Simd, const N: usize>(&mut self, s: S, row: usize) {
+    fn tile<S: Simd, const N: usize, const V: usize>(&mut self, s: S, row: usize) {
         let (channels, k) = (self.zeros.len(), self.lattice.kernel);
         let mut first = [0.0; WIDTH];
         if let Some(bias) = self.bias {
             first[..bias.len()].copy_from_slice(bias);
         }
         let (halves, _) = first.as_chunks::<LANES>();
-        let mut sums = [[s.load(&halves[0]), s.load(&halves[1])]; N];
-        let (panel, _) = self.panel.as_chunks::<WIDTH>();
-        for (tap, panel) in panel.chunks_exact(channels).enumerate() {
-            let pixels: [&[f32]; N] = std::array::from_fn(|i| match self.lattice.source(row + i, tap / k, tap % k) {
+        let mut sums = [[s.zero(); V]; N];
+        for sum in &mut sums {
+            for j in 0..V {
+                sum[j] = s.load(&halves[j]);
+            }
+        }
+        for (tap, panel) in self.panel.chunks_exact(channels).enumerate() {
+            let pixels: [&[T]; N] = std::array::from_fn(|i| match self.lattice.source(row + i, tap / k, tap % k) {
                 Some(at) => &self.x[at * channels..][..channels],
                 None => self.zeros,
             });
-            for (c, w) in panel.iter().enumerate() {
-                let (halves, _) = w.as_chunks::<LANES>();
-                let (w0, w1) = (s.load(&halves[0]), s.load(&halves[1]));
-                for i in 0..N {
-                    let x = s.splat(pixels[i][c]);
-                    sums[i][0] = s.fma(x, w0, sums[i][0]);
-                    sums[i][1] = s.fma(x, w1, sums[i][1]);
-                }
-            }
+            T::multiply::<S, N, V>(s, pixels, panel, &mut sums);
         }
         for (i, sum) in sums.iter().enumerate() {
             let out = self.rect.row(row + i);
