@@ -54,11 +54,11 @@ pub(crate) struct Args {
     seed: Option<u64>,
 
     /// How far to lead away from a picture of nothing in particular; 1 = not
-    #[arg(long, value_name = "W", default_value_t = 5.0, help_heading = "Sampling")]
+    #[arg(long, value_name = "W", default_value_t = 5.0, allow_negative_numbers = true, help_heading = "Sampling")]
     guidance: f32,
 
     /// Randomness; 0 draws the likeliest id every time
-    #[arg(long, value_name = "T", default_value_t = 1.0, help_heading = "Sampling")]
+    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true, help_heading = "Sampling")]
     temperature: f32,
 
     /// Keep only so many of the likeliest ids; 0 = all

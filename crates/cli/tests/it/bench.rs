@@ -33,3 +33,18 @@ fn a_part_may_be_left_out() {
     fathom(&["bench", &model, "-p", "0", "-n", "0"]).fails(1, &["nothing to measure"]);
     fathom(&["bench", &model, "-p", "600"]).fails(1, &["600", "made for 512"]);
 }
+
+#[test]
+fn pictures_are_measured_part_by_part() {
+    let model = testdata("models/janus");
+    let json = fathom(&["bench", &model, "--pictures", "-n", "6", "-r", "2", "--json"]).json();
+    for key in ["see_s", "encode_s", "decode_s", "prompt_s", "step_s", "step_of_four_s", "step_bandwidth_fraction"] {
+        assert!(json[key].as_f64().unwrap() > 0.0, "{key}: {json}");
+    }
+    let f = |key: &str| json[key].as_f64().unwrap();
+    assert_eq!(json["steps"], 36);
+    assert!((f("picture_s") - f("prompt_s") - 36.0 * f("step_s") - f("decode_s")).abs() < 1e-9, "{json}");
+    let text = fathom(&["bench", &model, "--pictures", "-n", "6", "-r", "1"]);
+    assert!(text.ok().contains("36 steps"), "{text:#?}");
+    fathom(&["bench", &testdata("models/qwen2"), "--pictures"]).fails(1, &["neither sees nor draws"]);
+}

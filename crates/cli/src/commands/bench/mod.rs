@@ -3,6 +3,8 @@
 //! Decoding reads every weight that a token touches once, so its bound is memory: bytes a token reads (counted by
 //! the `Null` backend) times tokens per second, over the bandwidth that plain reading reaches here.
 
+mod pictures;
+
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use crate::units::{bytes, duration, grouped, rate};
   fathom bench r1-7b                     prefill of 512 tokens, decode of 128
   fathom bench r1-7b -p 2048 -n 32       other lengths
   fathom bench r1-7b -d 8192             with 8192 tokens in the cache before
+  fathom bench janus-pro-1b --pictures   seeing and drawing instead of text
   fathom bench r1-7b --json | jq .decode_tokens_per_s.median
 
 Each is measured several times; minimum, median and maximum are shown. Nothing else should run meanwhile.")]
@@ -47,6 +50,10 @@ pub(crate) struct Args {
     /// Tokens in the cache before
     #[arg(short, long, value_name = "TOKENS", default_value_t = 0)]
     depth: usize,
+
+    /// Measure seeing and drawing pictures instead of text; -n counts steps
+    #[arg(long, conflicts_with_all = ["prompt", "depth"])]
+    pictures: bool,
 
     /// How often to measure
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -85,6 +92,9 @@ impl Rates {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if args.pictures {
+        return run_pictures(args);
+    }
     ensure!(args.prompt + args.generate > 0, "nothing to measure: -p and -n are both 0");
     let tokens = args.prompt.max(args.generate).checked_add(args.depth).context("-d is too large")?;
     let (loaded, device) = load(&args.load, args.first.as_deref(), Room::Tokens(tokens), Precision::Fast)?;
@@ -160,6 +170,41 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     } else {
         writeln!(out, "bandwidth   {speed}/s read here")?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_pictures(args: &Args) -> Result<ExitCode> {
+    let (loaded, device) = load(&args.load, args.first.as_deref(), Room::Pictures(4), Precision::Fast)?;
+    let Loaded { name, model, decoder, kv, took, .. } = loaded;
+    let spinner = Spinner::new("measuring");
+    let measured = pictures::measure(decoder, kv, args.generate, args.repetitions)?;
+    let peak = machine::peak_bytes();
+    let pool = match &device.cpu {
+        Some(cpu) => cpu.pool().clone(),
+        None => Pool::new(1).context("threads")?,
+    };
+    let bandwidth = read_bandwidth(&pool)?;
+    let cost = pictures::cost(&model, kv)?;
+    drop(spinner);
+    let mut out = io::stdout().lock();
+    if args.json {
+        let mut json = measured.json(cost, bandwidth);
+        json["model"] = name.into();
+        json["device"] = device.describe().into();
+        json["load_s"] = took.as_secs_f64().into();
+        json["peak_memory_bytes"] = peak.into();
+        json["weights_bytes"] = model.archive.total_bytes().into();
+        json["read_bandwidth_bytes_per_s"] = bandwidth.into();
+        writeln!(out, "{json:#}")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    writeln!(out, "{name}: {}, cache in {}", device.describe(), kv.name())?;
+    measured.print(&mut out, cost, bandwidth)?;
+    writeln!(out, "load        {}", duration(took))?;
+    if let Some(peak) = peak {
+        writeln!(out, "memory      {} at most, of which weights {}", bytes(peak), bytes(model.archive.total_bytes()))?;
+    }
+    writeln!(out, "bandwidth   {}/s read here", bytes(bandwidth as u64))?;
     Ok(ExitCode::SUCCESS)
 }
 
