@@ -92,8 +92,7 @@ impl Assistant {
     /// Loads a model and starts its engine.
     pub(crate) fn start(args: &LoadArgs, name: Option<&str>, draft: Draft) -> Result<Self> {
         let (loaded, device, chat) = load_beside(args, name, Room::Conversation, Precision::Fast, |model| {
-            let rows = model.spec.pictures.as_ref().map(|p| p.rows());
-            Ok(ChatModel::new(&model.vocab()?)?.seeing(rows))
+            Ok(ChatModel::new(&model.vocab()?)?.seeing(model.spec.pictures.as_ref()))
         })?;
         let defaults = loaded.model.defaults()?;
         let (name, context, load) = (loaded.name.clone(), loaded.context, loaded.took);

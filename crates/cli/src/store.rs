@@ -112,6 +112,7 @@ impl Models {
                 family: String::new(),
                 parameters: 0,
                 format: String::new(),
+                pictures: false,
             })
         });
         *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = offers.collect();
@@ -165,8 +166,7 @@ impl Models {
 
 /// The text side of a model.
 fn chat_model(model: &Model) -> Result<ChatModel> {
-    let rows = model.spec.pictures.as_ref().map(|p| p.rows());
-    Ok(ChatModel::new(&model.vocab()?)?.seeing(rows))
+    Ok(ChatModel::new(&model.vocab()?)?.seeing(model.spec.pictures.as_ref()))
 }
 
 /// A name for clients: as it was written, or the file's or directory's own.
@@ -202,6 +202,7 @@ fn describe(place: &Place, name: &str, load: &LoadArgs, device: &Device) -> Resu
         family: model.spec.family.to_owned(),
         parameters: model.spec.parameters().total,
         format: format.unwrap_or_default(),
+        pictures: model.spec.pictures.is_some(),
     })
 }
 

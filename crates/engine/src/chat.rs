@@ -6,8 +6,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+use fathom_model::picture::{PictureSpec, prepare};
 use fathom_picture::Picture;
-
 use fathom_text::{
     ChatMessage, ChatTemplate, GrammarMaker, ReasoningEvent, ReasoningParser, RenderOptions, Role, Shape, Specials,
     StopMatcher, StreamDecoder, THINK_CLOSE, THINK_OPEN, TextError, Tokenizer, ToolCall, ToolEvent, ToolForm,
@@ -162,7 +162,7 @@ pub struct ChatModel {
     template: std::result::Result<Arc<ChatTemplate>, TextError>,
     marks: Option<Marks>,
     /// Rows that a picture takes in a prompt, if the model sees.
-    picture_rows: Option<usize>,
+    pictures: Option<Arc<PictureSpec>>,
     /// Made when the first answer must have a shape: it takes a moment and some memory.
     grammars: Arc<OnceLock<std::result::Result<GrammarMaker, TextError>>>,
 }
@@ -177,6 +177,11 @@ struct Marks {
 
 fn text_error(place: &'static str) -> impl Fn(TextError) -> Error {
     move |error| Error::Text { place, why: error.to_string() }
+}
+
+/// The refusal of pictures by a model that does not see.
+fn blind(pictures: usize) -> Error {
+    Error::Option { name: "pictures", found: pictures.to_string(), expected: "none: this model does not see" }
 }
 
 impl ChatModel {
@@ -196,18 +201,29 @@ impl ChatModel {
             }
             _ => None,
         };
-        Ok(ChatModel { tokenizer: Arc::new(tokenizer), template, marks, picture_rows: None, grammars: Arc::default() })
+        Ok(ChatModel { tokenizer: Arc::new(tokenizer), template, marks, pictures: None, grammars: Arc::default() })
     }
 
-    /// The same for a model that sees pictures, each of which takes so many rows in a prompt.
-    pub fn seeing(mut self, picture_rows: Option<usize>) -> Self {
-        self.picture_rows = picture_rows;
+    /// The same for a model that sees pictures as described.
+    pub fn seeing(mut self, pictures: Option<&PictureSpec>) -> Self {
+        self.pictures = pictures.cloned().map(Arc::new);
         self
+    }
+
+    /// A picture at the size at which the model sees it, so that what waits is small whatever was sent.
+    ///
+    /// # Errors
+    /// If the model does not see.
+    pub fn look(&self, picture: &Picture) -> Result<Arc<Picture>> {
+        match &self.pictures {
+            Some(spec) => Ok(Arc::new(prepare(picture, spec))),
+            None => Err(blind(1)),
+        }
     }
 
     /// Whether the model sees pictures.
     pub fn sees(&self) -> bool {
-        self.picture_rows.is_some()
+        self.pictures.is_some()
     }
 
     /// The tokenizer.
@@ -318,12 +334,13 @@ impl ChatModel {
     fn place_pictures(&self, tokens: Vec<u32>, pictures: &[Arc<Picture>]) -> Result<(Vec<u32>, Vec<Seen>)> {
         let id = |token| self.tokenizer.id_of(token);
         let refuse = |found, expected| Err(Error::Option { name: "pictures", found, expected });
-        let (Some(rows), Some(mark)) = (self.picture_rows, id(PICTURE_MARK)) else {
+        let (Some(spec), Some(mark)) = (&self.pictures, id(PICTURE_MARK)) else {
             return match pictures.len() {
                 0 => Ok((tokens, Vec::new())),
-                n => refuse(n.to_string(), "none: this model does not see"),
+                n => Err(blind(n)),
             };
         };
+        let rows = spec.rows();
         let marks = tokens.iter().filter(|&&t| t == mark).count();
         if marks != pictures.len() {
             let found = format!("{}, where the conversation has {marks} times {PICTURE_MARK}", pictures.len());

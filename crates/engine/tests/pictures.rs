@@ -239,7 +239,7 @@ fn a_picture_is_described_as_recorded() {
     let wanted: Vec<u32> =
         json["understand_greedy24"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect();
     let model = model();
-    let chat = ChatModel::new(&model.vocab().unwrap()).unwrap().seeing(Some(36));
+    let chat = ChatModel::new(&model.vocab().unwrap()).unwrap().seeing(model.spec.pictures.as_ref());
     let options = |pictures| TextOptions { pictures, max_tokens: Some(24), ignore_end: true, ..TextOptions::default() };
     let ask = |n: usize| {
         let message = ChatMessage::new(Role::User, with_pictures(1, "What is it?"));

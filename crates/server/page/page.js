@@ -4,16 +4,23 @@
 const WORDS = {
   en: { model: "Model", think: "Think", fresh: "New chat", language: "Language", send: "Send", stop: "Stop",
     prompt: "Ask something…", thinking: "Thinking…", thought: "Reasoning", stopped: "stopped", cut: "cut off: no room left",
-    key: "This server needs an API key:", rate: (n, s, f) => `${n} tokens · ${s} tokens/s · first after ${f} s`, lost: "The connection broke off." },
+    key: "This server needs an API key:", rate: (n, s, f) => `${n} tokens · ${s} tokens/s · first after ${f} s`, lost: "The connection broke off.",
+    pictures: "Pictures", count: "How many", attach: "Add picture", describe: "Describe a picture…", remove: "Click to remove",
+    drawing: "Drawing…", drawn: (seed, s) => `seed ${seed} · ${s} s`, save: "Save" },
   de: { model: "Modell", think: "Nachdenken", fresh: "Neues Gespräch", language: "Sprache", send: "Senden", stop: "Anhalten",
     prompt: "Frag etwas …", thinking: "Denkt nach …", thought: "Überlegung", stopped: "angehalten", cut: "abgeschnitten: kein Platz mehr",
-    key: "Dieser Server braucht einen API-Schlüssel:", rate: (n, s, f) => `${n} Tokens · ${s} Tokens/s · erstes nach ${f} s`, lost: "Die Verbindung ist abgebrochen." },
+    key: "Dieser Server braucht einen API-Schlüssel:", rate: (n, s, f) => `${n} Tokens · ${s} Tokens/s · erstes nach ${f} s`, lost: "Die Verbindung ist abgebrochen.",
+    pictures: "Bilder", count: "Anzahl", attach: "Bild dazu", describe: "Beschreib ein Bild …", remove: "Klicken entfernt es",
+    drawing: "Zeichnet …", drawn: (seed, s) => `Startwert ${seed} · ${s} s`, save: "Speichern" },
 };
 
 const $ = (id) => document.getElementById(id);
 let words = WORDS.en;
 let messages = [];
 let running = null;
+// Pictures to be sent with the next message, as data URLs, and the models that see and draw.
+let held = [];
+let artists = new Set();
 
 function speak(language) {
   words = WORDS[language];
@@ -21,7 +28,44 @@ function speak(language) {
   $("language").value = language;
   for (const e of document.querySelectorAll("[data-text]")) e.textContent = words[e.dataset.text];
   for (const e of document.querySelectorAll("[data-label]")) e.setAttribute("aria-label", words[e.dataset.label]);
-  for (const e of document.querySelectorAll("[data-place]")) e.placeholder = words[e.dataset.place];
+  choose();
+}
+
+// What the chosen model can do decides what is offered.
+function choose() {
+  const able = artists.has($("model").value);
+  $("draws").hidden = $("attach").hidden = !able;
+  if (!able) { $("draw").checked = false; hold([]); }
+  const drawing = $("draw").checked;
+  document.body.classList.toggle("drawing", drawing);
+  $("prompt").placeholder = drawing ? words.describe : words.prompt;
+}
+
+function picture(url, name) {
+  const image = new Image();
+  image.src = url;
+  image.alt = name ?? "";
+  return image;
+}
+
+function hold(urls) {
+  held = urls;
+  $("held").replaceChildren(...urls.map((url) => {
+    const image = picture(url, words.remove);
+    image.title = words.remove;
+    image.addEventListener("click", () => hold(held.filter((other) => other !== url)));
+    return image;
+  }));
+}
+
+async function attach(files) {
+  const read = (file) => new Promise((done, fail) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => fail(reader.error);
+    reader.readAsDataURL(file);
+  });
+  hold([...held, ...(await Promise.all([...files].map(read)))]);
 }
 
 // Mathematics stands between $$ $$, \[ \], \( \) or $ $. It becomes MathML, which needs neither fonts nor styles.
@@ -58,6 +102,8 @@ async function listModels() {
   if (!response.ok) return;
   const { data } = await response.json();
   $("model").replaceChildren(...data.filter((m) => !m.parent).map((m) => new Option(m.id, m.id)));
+  artists = new Set(data.filter((m) => m.pictures).map((m) => m.id));
+  choose();
 }
 
 function turn(kind) {
@@ -124,14 +170,84 @@ function answerView() {
   return view;
 }
 
-async function ask(text) {
-  messages.push({ role: "user", content: text });
-  turn("user").textContent = text;
-  const view = answerView();
-  $("talk").scrollTop = $("talk").scrollHeight;
+function begin() {
   running = new AbortController();
   $("send").hidden = true;
   $("stop").hidden = false;
+}
+
+function end() {
+  running = null;
+  $("send").hidden = false;
+  $("stop").hidden = true;
+  $("prompt").focus();
+}
+
+function fault(note, error) {
+  note.textContent = error.name === "AbortError" ? `(${words.stopped})` : error.message;
+  note.classList.toggle("fault", error.name !== "AbortError");
+}
+
+// Pictures of what a text describes, newest first, blurred ones replaced as they grow.
+async function draw(text) {
+  const sheet = document.createElement("div");
+  sheet.className = "sheet";
+  const bar = document.createElement("progress");
+  const caption = document.createElement("figcaption");
+  const note = document.createElement("div");
+  note.className = "note";
+  note.textContent = words.drawing;
+  caption.textContent = text;
+  const figure = document.createElement("figure");
+  figure.append(caption, sheet, bar, note);
+  $("gallery").prepend(figure);
+  begin();
+  const start = performance.now();
+  const n = Number($("count").value);
+  const seed = crypto.getRandomValues(new Uint32Array(1))[0];
+  const parts = 3;
+  let finished = 0;
+  let partial = 0;
+  try {
+    const body = { model: $("model").value, prompt: text, n, seed, stream: true, partial_images: parts };
+    const response = await call("v1/images/generations", { method: "POST", body: JSON.stringify(body), signal: running.signal });
+    if (!response.ok) throw new Error((await response.json()).error.message);
+    for await (const event of events(response)) {
+      if (event.error) throw new Error(event.error.message);
+      const done = event.type === "image_generation.completed";
+      const index = done ? finished++ : partial++ % n;
+      const image = picture(`data:image/png;base64,${event.b64_json}`, text);
+      const link = document.createElement("a");
+      if (done) Object.assign(link, { href: image.src, download: `${seed}-${index + 1}.png`, title: words.save });
+      link.append(image);
+      if (sheet.children[index]) sheet.children[index].replaceWith(link);
+      else sheet.append(link);
+      bar.value = done ? 1 : Math.floor((partial - 1) / n + 1) / (parts + 1);
+    }
+    if (finished < n) throw new Error(words.lost);
+    note.textContent = words.drawn(seed, ((performance.now() - start) / 1000).toFixed(1));
+  } catch (error) {
+    fault(note, error);
+  }
+  bar.remove();
+  end();
+}
+
+async function ask(text) {
+  const urls = held;
+  hold([]);
+  const parts = urls.map((url) => ({ type: "image_url", image_url: { url } }));
+  messages.push({ role: "user", content: urls.length ? [...parts, { type: "text", text }] : text });
+  const said = turn("user");
+  if (urls.length) {
+    const shown = document.createElement("div");
+    shown.append(...urls.map((url) => picture(url)));
+    said.append(shown);
+  }
+  said.append(text);
+  const view = answerView();
+  $("talk").scrollTop = $("talk").scrollHeight;
+  begin();
   const body = { model: $("model").value, messages, stream: true, stream_options: { include_usage: true } };
   if (!$("think").checked) body.thinking = { type: "disabled" };
   const start = performance.now();
@@ -160,18 +276,14 @@ async function ask(text) {
     }
     if (!ended) throw new Error(words.lost);
   } catch (error) {
-    view.note.textContent = error.name === "AbortError" ? `(${words.stopped})` : error.message;
-    view.note.classList.toggle("fault", error.name !== "AbortError");
+    fault(view.note, error);
   }
   view.ended = true;
   view.paint();
   // A turn without an answer would break the alternation that templates expect.
   if (view.text) messages.push({ role: "assistant", content: view.text });
   else messages.pop();
-  running = null;
-  $("send").hidden = false;
-  $("stop").hidden = true;
-  $("prompt").focus();
+  end();
 }
 
 $("ask").addEventListener("submit", (event) => {
@@ -180,7 +292,8 @@ $("ask").addEventListener("submit", (event) => {
   if (!text || running) return;
   $("prompt").value = "";
   $("prompt").style.height = "";
-  ask(text);
+  if ($("draw").checked) draw(text);
+  else ask(text);
 });
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("ask").requestSubmit(); }
@@ -191,7 +304,14 @@ $("prompt").addEventListener("input", () => {
   area.style.height = `${area.scrollHeight + 2}px`;
 });
 $("stop").addEventListener("click", () => running?.abort());
-$("fresh").addEventListener("click", () => { running?.abort(); messages = []; $("talk").replaceChildren(); $("prompt").focus(); });
+$("fresh").addEventListener("click", () => { running?.abort(); messages = []; hold([]); $("talk").replaceChildren(); $("gallery").replaceChildren(); $("prompt").focus(); });
+$("model").addEventListener("change", choose);
+$("draw").addEventListener("change", choose);
+$("file").addEventListener("change", async () => { await attach($("file").files); $("file").value = ""; $("prompt").focus(); });
+$("prompt").addEventListener("paste", (event) => {
+  const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
+  if (files.length && !$("attach").hidden) { event.preventDefault(); attach(files); }
+});
 $("language").addEventListener("change", () => { localStorage.setItem("language", $("language").value); speak($("language").value); });
 
 speak(localStorage.getItem("language") ?? (navigator.language.startsWith("de") ? "de" : "en"));

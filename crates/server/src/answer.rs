@@ -12,12 +12,13 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use fathom_engine::{ChatEvent, ChatModel, Event, Flow, Id, Request, Shaped, TextOptions, Transcriber};
+use fathom_picture::{Limits as PictureLimits, Picture, decode};
 use fathom_text::{Calls, Clock, RenderOptions, Shape, Thinking};
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
-use crate::ask::{Ask, Chat, Choice, Format, Heading, Input, Piece, Scored, ToolChoice, total};
+use crate::ask::{Ask, Chat, Choice, Format, Heading, Input, Piece, Scored, Sent, ToolChoice, total};
 use crate::guard::Caller;
 use crate::models::Served;
 use crate::quota::Share;
@@ -264,9 +265,14 @@ fn submit(
         Ok(shape) => shape,
         Err(refusal) => return (ids, Err(refusal)),
     };
+    let pictures = match pictures(&served.chat, &ask.inputs) {
+        Ok(pictures) => pictures,
+        Err(refusal) => return (ids, Err(refusal)),
+    };
     for (index, lane) in lanes.iter().enumerate() {
         let mut options = ask.wish.options(&served.defaults, index % ask.n);
         options.shape = shape.clone();
+        options.pictures = pictures.clone();
         let input = &ask.inputs[index / ask.n];
         let submitted =
             request(&served.chat, input, aliased, &options, replays).and_then(|(mut request, transcriber)| {
@@ -287,6 +293,23 @@ fn submit(
         }
     }
     (ids, Ok(()))
+}
+
+/// Holds whoever unfolds a picture, so that the memory of one is enough for all.
+static UNFOLDING: Mutex<()> = Mutex::new(());
+
+/// The pictures of a conversation, as small as the model sees them. An ask with a conversation has no other inputs.
+fn pictures(chat: &ChatModel, inputs: &[Input]) -> Result<Vec<Arc<Picture>>, Refusal> {
+    let [Input::Chat(conversation)] = inputs else { return Ok(Vec::new()) };
+    if let Some(first) = conversation.pictures.first().filter(|_| !chat.sees()) {
+        return Err(Refusal::field(first.place.clone(), "this model does not see pictures"));
+    }
+    let read = |sent: &Sent| {
+        let _one = UNFOLDING.lock().unwrap_or_else(PoisonError::into_inner);
+        let picture = decode(&sent.file, &PictureLimits::default());
+        Ok(chat.look(&picture.map_err(|e| Refusal::field(sent.place.clone(), e.to_string()))?)?)
+    };
+    conversation.pictures.iter().map(read).collect()
 }
 
 /// What the answers must look like: as the format says, or calls of tools.
@@ -456,7 +479,8 @@ pub(crate) async fn count(app: &Arc<App>, ask: Ask) -> Result<usize, Refusal> {
     let served = app.models.get(&name).await?;
     let replays = app.replays.clone();
     let counted = tokio::task::spawn_blocking(move || {
-        let options = ask.wish.options(&served.defaults, 0);
+        let pictures = pictures(&served.chat, &ask.inputs)?;
+        let options = TextOptions { pictures, ..ask.wish.options(&served.defaults, 0) };
         let prompts = ask
             .inputs
             .iter()

@@ -47,6 +47,17 @@ pub(crate) struct Chat {
     /// Whether a tool was promised valid arguments.
     pub(crate) strict: bool,
     pub(crate) thinking: Thinking,
+    /// Pictures, one for each mark in the messages.
+    pub(crate) pictures: Vec<Sent>,
+}
+
+/// A picture as it was sent.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Sent {
+    /// The field that held it.
+    pub(crate) place: String,
+    /// A file of some kind.
+    pub(crate) file: Vec<u8>,
 }
 
 /// Whether tools are called.

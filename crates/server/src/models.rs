@@ -28,6 +28,8 @@ pub struct Offer {
     pub parameters: u64,
     /// Number format of most of its weights.
     pub format: String,
+    /// Whether it is known to see and draw pictures.
+    pub pictures: bool,
 }
 
 /// A model that answers.

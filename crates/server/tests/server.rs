@@ -8,6 +8,8 @@ mod hostile;
 mod manners;
 #[path = "it/parrot.rs"]
 mod parrot;
+#[path = "it/pictures.rs"]
+mod pictures;
 #[path = "it/shapes.rs"]
 mod shapes;
 #[path = "it/transcripts.rs"]

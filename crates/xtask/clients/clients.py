@@ -1,6 +1,7 @@
 """Real clients against a running server: clients.py BASE MODEL TOOLED, where TOOLED is a model whose template knows tools. Every check
 prints its name; the first failure ends it."""
 
+import base64
 import json
 import math
 import sys
@@ -176,6 +177,29 @@ next(parts)
 parts.close()
 check("ollama cancel", True)
 refused("ollama error", ollama.ResponseError, lambda: oll.chat(model="nobody", messages=ASK))
+
+# Pictures, with the tiny model that sees and draws: what one client has drawn, all describe alike.
+drawn = oai.images.generate(model="janus", prompt="a red fox", n=2, extra_body={"seed": 9})
+picture = drawn.data[0].b64_json
+check("openai draws", len(drawn.data) == 2 and base64.b64decode(picture).startswith(b"\x89PNG") and drawn.usage.output_tokens > 0, drawn)
+events = list(oai.images.generate(model="janus", prompt="a red fox", stream=True, partial_images=2, extra_body={"seed": 9}))
+check("openai draws step by step", [e.type.split(".")[1] for e in events] == ["partial_image"] * 2 + ["completed"] and events[-1].b64_json == picture, [e.type for e in events])
+url = f"data:image/png;base64,{picture}"
+question = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
+seen = oai.chat.completions.create(model="janus", messages=[{"role": "user", "content": question}], max_tokens=8, temperature=0)
+words = seen.choices[0].message.content
+check("openai describes a picture", words and seen.usage.prompt_tokens > 36, seen)
+question = [{"type": "input_image", "image_url": url, "detail": "auto"}, {"type": "input_text", "text": "What is it?"}]
+seen = oai.responses.create(model="janus", input=[{"role": "user", "content": question}], max_output_tokens=8, temperature=0)
+check("openai responses describes it alike", seen.output_text == words, seen)
+question = [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": picture}}, {"type": "text", "text": "What is it?"}]
+seen = ant.messages.create(model="janus", max_tokens=8, messages=[{"role": "user", "content": question}], extra_body={"temperature": 0})
+check("anthropic describes it alike", said(seen.content) == words, seen)
+seen = oll.chat(model="janus", messages=[{"role": "user", "content": "What is it?", "images": [base64.b64decode(picture)]}], options={"num_predict": 8, "temperature": 0})
+check("ollama describes it alike", seen.message.content == words, seen)
+question = [{"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}]
+error = refused("nothing is fetched", openai.BadRequestError, lambda: oai.chat.completions.create(model="janus", messages=[{"role": "user", "content": question}]))
+check("the picture is named", error.param == "messages[0].content[0].image_url.url", error)
 
 # Everybody at once gets what each got alone.
 texts = [None] * 8

@@ -1,11 +1,11 @@
-// The page in Chromium: page.mjs BASE CHROMIUM SCREENSHOT. Asks, waits, stops, changes the language, and takes a picture.
+// The page in Chromium: page.mjs BASE CHROMIUM SCREENSHOT PICTURE. Asks, waits, stops, changes the language, and takes a picture.
 import assert from "node:assert/strict";
 import { mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 
-const [base, executablePath, screenshot] = process.argv.slice(2);
+const [base, executablePath, screenshot, photo] = process.argv.slice(2);
 const args = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 const context = await chromium.launchPersistentContext(mkdtempSync(join(tmpdir(), "fathom-page-")), { executablePath, args, locale: "en-GB", viewport: { width: 1000, height: 800 } });
 const page = context.pages()[0] ?? (await context.newPage());
@@ -45,5 +45,28 @@ await page.waitForTimeout(150);
 await page.evaluate(() => document.querySelector("#stop").click());
 await page.waitForFunction(() => document.querySelector("#stop").hidden);
 console.log("ok     page: stop");
+
+// With the model that sees and draws: a picture from words, then words from one that is sent along.
+assert.ok(await page.isHidden("#draws"));
+await page.selectOption("#model", "janus");
+await page.check("#draw");
+await page.selectOption("#count", "2");
+await page.fill("#prompt", "Ein roter Fuchs im Schnee");
+await page.click("#send");
+await page.waitForFunction(() => document.querySelectorAll("#gallery a[download] img").length === 2 && document.querySelector("#stop").hidden, null, { timeout: 120000 });
+const sizes = await page.evaluate(() => [...document.querySelectorAll("#gallery img")].map((image) => image.naturalWidth));
+assert.deepEqual(sizes, [24, 24]);
+await page.screenshot({ path: screenshot.replace(".png", "-drawn.png") });
+console.log("ok     page: two pictures drawn");
+await page.uncheck("#draw");
+await page.setInputFiles("#file", photo);
+await page.waitForFunction(() => document.querySelectorAll("#held img").length === 1);
+await page.fill("#prompt", "What is it?");
+await page.click("#send");
+await page.waitForFunction(() => document.querySelector("#stop").hidden && document.querySelector(".answer .body")?.textContent.length > 0, null, { timeout: 120000 });
+assert.equal(await page.locator("#held img").count(), 0);
+assert.ok(await page.evaluate(() => document.querySelector(".user img").naturalWidth > 0));
+await page.screenshot({ path: screenshot.replace(".png", "-seen.png") });
+console.log("ok     page: an uploaded picture described");
 assert.deepEqual(faults, []);
 await context.close();

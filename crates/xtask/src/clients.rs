@@ -11,6 +11,9 @@ const MODEL: &str = "mini-r1";
 /// A tiny random one whose template knows tools, which the carried one's does not, and where it lies.
 const TOOLED: (&str, &str) = ("tooled", "testdata/models/llama");
 
+/// A tiny random one that sees and draws.
+const DRAWING: (&str, &str) = ("janus", "testdata/models/janus");
+
 /// A running server; ends with it.
 struct Server(Child);
 
@@ -28,7 +31,8 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
     let home = target.join("clients");
     std::fs::create_dir_all(&home)?;
     let files = root.join("crates/xtask/clients");
-    let (server, base) = start(target, &[MODEL, &format!("{}={}", TOOLED.0, root.join(TOOLED.1).display())])?;
+    let named = |(name, path): (&str, &str)| format!("{name}={}", root.join(path).display());
+    let (server, base) = start(target, &[MODEL, &named(TOOLED), &named(DRAWING)])?;
 
     match python(&home, &files.join("requirements.txt")) {
         Err(error) => skipped.push(format!("Python's clients: {error:#}")),
@@ -79,7 +83,10 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
             check(script("clients.mjs").args([MODEL, TOOLED.0]))?;
             match ["chromium", "chromium-browser", "google-chrome"].iter().find_map(|name| path_of(name)) {
                 None => skipped.push("the page: there is no chromium here".into()),
-                Some(browser) => check(script("page.mjs").arg(browser).arg(home.join("page.png")))?,
+                Some(browser) => {
+                    let picture = root.join("testdata/models/janus/image_0.png");
+                    check(script("page.mjs").arg(browser).arg(home.join("page.png")).arg(picture))?;
+                }
             }
         }
     }

@@ -12,9 +12,10 @@ use fathom_text::{ChatMessage, Role as Speaker, Thinking};
 use serde_json::{Value, json};
 
 use super::openai::chat::LITTLE_EFFORT;
+use super::turn::Turn;
 use super::{Routes, body, chat, on};
 use crate::answer::{self, Encode, respond, sse};
-use crate::ask::{Ask, Chat, Choice, Format, Heading, Input, Piece, ToolChoice, Wish, total};
+use crate::ask::{Ask, Chat, Choice, Format, Heading, Input, Piece, Sent, ToolChoice, Wish, total};
 use crate::fields::{Field, Fields, Kind, Role};
 use crate::{App, Refusal};
 
@@ -58,8 +59,9 @@ const MESSAGE: &[Field] = &[
 ];
 
 const BLOCK: &[Field] = &[
-    Field("type", Kind::Word(&["text", "thinking", "tool_use", "tool_result"]), Role::Required),
+    Field("type", Kind::Word(&["text", "image", "thinking", "tool_use", "tool_result"]), Role::Required),
     Field("text", Kind::Text, Role::Used),
+    Field("source", Kind::Object, Role::Used),
     Field("thinking", Kind::Text, Role::Used),
     Field("signature", Kind::Text, Role::Inert),
     Field("id", Kind::Text, Role::Used),
@@ -173,14 +175,15 @@ pub(super) fn parse(value: Value) -> Result<Ask, Refusal> {
             _ => ToolChoice::Auto,
         };
     }
-    let messages = conversation(&mut fields, &mut wish)?;
+    let mut pictures = Vec::new();
+    let messages = conversation(&mut fields, &mut wish, &mut pictures)?;
     if !wish.lead.is_empty() {
         if thinking == Thinking::On {
             return fields.refuse("thinking", "cannot be on when the last message begins the answer");
         }
         thinking = Thinking::Off;
     }
-    let chat = Chat { messages, tools, choice, parallel, strict, thinking };
+    let chat = Chat { messages, tools, choice, parallel, strict, thinking, pictures };
     Ok(Ask {
         model: fields.take_text("model").unwrap_or_default(),
         inputs: vec![Input::Chat(chat)],
@@ -192,10 +195,10 @@ pub(super) fn parse(value: Value) -> Result<Ask, Refusal> {
 }
 
 /// The turns. An answer that the last one begins goes to `wish.lead`.
-fn conversation(fields: &mut Fields, wish: &mut Wish) -> Result<Vec<ChatMessage>, Refusal> {
+fn conversation(fields: &mut Fields, wish: &mut Wish, pictures: &mut Vec<Sent>) -> Result<Vec<ChatMessage>, Refusal> {
     let mut turns = Vec::new();
     if let Some(system) = fields.take("system") {
-        turns.push(ChatMessage::new(Speaker::System, texts(system, "system", &mut fields.inert)?));
+        turns.push(ChatMessage::new(Speaker::System, texts(system, "system", &mut fields.inert, None)?));
     }
     for (i, value) in fields.list("messages").into_iter().enumerate() {
         let place = format!("messages[{i}]");
@@ -212,11 +215,11 @@ fn conversation(fields: &mut Fields, wish: &mut Wish) -> Result<Vec<ChatMessage>
             _ => return Err(Refusal::field(place, "must be a text or a list of blocks")),
         };
         let mut turn = ChatMessage::new(role, "");
-        let mut said = String::new();
+        let mut said = Turn::default();
         let mut answered = false;
         for (j, value) in blocks.into_iter().enumerate() {
             let place = format!("{place}[{j}]");
-            if let Some(kind @ ("image" | "document" | "redacted_thinking")) = value["type"].as_str() {
+            if let Some(kind @ ("document" | "redacted_thinking")) = value["type"].as_str() {
                 return Err(Refusal::field(place, format!("this model takes no `{kind}`")));
             }
             let mut block = Fields::read(BLOCK, value, &place)?;
@@ -226,7 +229,8 @@ fn conversation(fields: &mut Fields, wish: &mut Wish) -> Result<Vec<ChatMessage>
                 None => block.refuse(name, "is required"),
             };
             match (block.take_text("type").as_deref(), role) {
-                (Some("text"), _) => said.push_str(&need(&mut block, "text")?),
+                (Some("text"), _) => said.say(&need(&mut block, "text")?),
+                (Some("image"), Speaker::User) => picture(&mut block, &mut said)?,
                 (Some("thinking"), Speaker::Assistant) => {
                     turn.reasoning.get_or_insert_default().push_str(&need(&mut block, "thinking")?);
                 }
@@ -237,7 +241,7 @@ fn conversation(fields: &mut Fields, wish: &mut Wish) -> Result<Vec<ChatMessage>
                 }
                 (Some("tool_result"), Speaker::User) => {
                     let content = block.take("content").unwrap_or_else(|| "".into());
-                    let text = texts(content, &format!("{place}.content"), &mut fields.inert)?;
+                    let text = texts(content, &format!("{place}.content"), &mut fields.inert, Some(pictures))?;
                     let mut result = ChatMessage::new(Speaker::Tool, text);
                     result.tool_call_id = Some(need(&mut block, "tool_use_id")?);
                     turns.push(result);
@@ -249,6 +253,7 @@ fn conversation(fields: &mut Fields, wish: &mut Wish) -> Result<Vec<ChatMessage>
                 }
             }
         }
+        let said = said.close(pictures)?;
         if said.is_empty() && answered {
             continue;
         }
@@ -267,25 +272,59 @@ fn conversation(fields: &mut Fields, wish: &mut Wish) -> Result<Vec<ChatMessage>
     Ok(turns)
 }
 
+const SOURCE: &[Field] = &[
+    Field("type", Kind::Word(&["base64", "url", "file"]), Role::Required),
+    Field("media_type", Kind::Text, Role::Inert),
+    Field("data", Kind::Text, Role::Used),
+    Field("url", Kind::Text, Role::Used),
+    Field("file_id", Kind::Any, Role::Refused(&[])),
+];
+
+/// The picture of an `image` block. Its kind is told by its content, not by `media_type`.
+fn picture(block: &mut Fields, said: &mut Turn) -> Result<(), Refusal> {
+    let Some(source) = block.object("source", SOURCE)? else { return block.refuse("source", "is required") };
+    match (source.text("type"), source.text("data"), source.text("url")) {
+        (Some("base64"), Some(data), _) => said.show_base64(source.path("data"), data),
+        (Some("url"), _, Some(url)) => said.show_url(source.path("url"), url),
+        _ => source.refuse("type", "is `base64` with `data`, or `url` with a `data:` URL"),
+    }
+}
+
 const TEXT: &[Field] = &[
-    Field("type", Kind::Word(&["text"]), Role::Required),
-    Field("text", Kind::Text, Role::Required),
+    Field("type", Kind::Word(&["text", "image"]), Role::Required),
+    Field("text", Kind::Text, Role::Used),
+    Field("source", Kind::Object, Role::Used),
     Field("cache_control", Kind::Any, Role::Inert),
     Field("citations", Kind::Any, Role::Refused(&["[]"])),
 ];
 
 /// A text, or blocks that are all text.
-fn texts(value: Value, place: &str, inert: &mut Vec<String>) -> Result<String, Refusal> {
+fn texts(
+    value: Value,
+    place: &str,
+    inert: &mut Vec<String>,
+    pictures: Option<&mut Vec<Sent>>,
+) -> Result<String, Refusal> {
     match value {
         Value::String(text) => Ok(text),
         Value::Array(blocks) => {
-            let mut all = Vec::new();
+            let (mut all, mut begun) = (Turn::default(), false);
             for (i, block) in blocks.into_iter().enumerate() {
                 let mut block = Fields::read(TEXT, block, &format!("{place}[{i}]"))?;
+                if block.text("type") == Some("image") {
+                    if pictures.is_none() {
+                        return block.refuse("type", "pictures do not belong here");
+                    }
+                    picture(&mut block, &mut all)?;
+                } else {
+                    let Some(text) = block.text("text") else { return block.refuse("text", "is required") };
+                    // Texts are lines of their own.
+                    all.say(if std::mem::replace(&mut begun, true) { "\n" } else { "" });
+                    all.say(text);
+                }
                 inert.append(&mut block.inert);
-                all.extend(block.take_text("text"));
             }
-            Ok(all.join("\n"))
+            all.close(pictures.unwrap_or(&mut Vec::new()))
         }
         _ => Err(Refusal::field(place, "must be a text or a list of text blocks")),
     }

@@ -7,6 +7,7 @@ mod ollama;
 mod openai;
 mod openapi;
 mod service;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;

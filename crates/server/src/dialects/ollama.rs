@@ -17,9 +17,10 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::openai::chat::{LITTLE_EFFORT, scored};
 use super::openai::{text::prompts, vectors};
+use super::turn::Turn;
 use super::{Routes, body, chat};
 use crate::answer::{self, Encode, respond};
-use crate::ask::{Ask, Chat, Choice, Format, Heading, Input, Piece, ToolChoice, Wish, total};
+use crate::ask::{Ask, Chat, Choice, Format, Heading, Input, Piece, Sent, ToolChoice, Wish, total};
 use crate::fields::{Field, Fields, Kind, Role};
 use crate::guard::Caller;
 use crate::models::Offer;
@@ -70,7 +71,7 @@ pub(super) const GENERATE: &[Field] = &[
     Field("stream", Kind::Bool, Role::Used),
     Field("raw", Kind::Bool, Role::Used),
     Field("keep_alive", Kind::Any, Role::Used),
-    Field("images", Kind::Any, Role::Refused(&["[]"])),
+    Field("images", Kind::List(64), Role::Used),
     Field("template", Kind::Any, Role::Refused(&["\"\""])),
     Field("context", Kind::Any, Role::Refused(&["[]"])),
     Field("logprobs", Kind::Bool, Role::Used),
@@ -115,7 +116,7 @@ const MESSAGE: &[Field] = &[
     Field("tool_calls", Kind::Each(chat::TOOLS, CALL), Role::Used),
     Field("tool_name", Kind::Text, Role::Used),
     Field("tool_call_id", Kind::Text, Role::Used),
-    Field("images", Kind::Any, Role::Refused(&["[]"])),
+    Field("images", Kind::List(64), Role::Used),
 ];
 
 const TOOL: &[Field] = &[
@@ -275,8 +276,9 @@ pub(super) fn parse_chat(value: Value) -> Result<(Ask, Option<Duration>), Refusa
         chat::tool(&format!("{place}.function"), tool.take("function").unwrap_or_default())
     });
     let tools = tools.collect::<Result<_, _>>()?;
-    let messages = messages(&mut fields)?;
-    let chat = Chat { messages, tools, choice: ToolChoice::Auto, parallel: true, strict: false, thinking };
+    let mut pictures = Vec::new();
+    let messages = messages(&mut fields, &mut pictures)?;
+    let chat = Chat { messages, tools, choice: ToolChoice::Auto, parallel: true, strict: false, thinking, pictures };
     let inputs = if chat.messages.is_empty() { Vec::new() } else { vec![Input::Chat(chat)] };
     let model = fields.take_text("model").unwrap_or_default();
     Ok((Ask { model, inputs, wish, n: 1, stream, inert: fields.inert }, keep))
@@ -290,6 +292,11 @@ pub(super) fn parse_generate(value: Value) -> Result<(Ask, Option<Duration>), Re
     let raw = fields.bool("raw").unwrap_or(false);
     let system = fields.take_text("system").filter(|s| !s.is_empty());
     let suffix = fields.take_text("suffix").filter(|s| !s.is_empty());
+    let mut pictures = Vec::new();
+    let prompt = with_images(&mut fields, &prompt, &mut pictures)?;
+    if (raw || suffix.is_some()) && !pictures.is_empty() {
+        return fields.refuse("images", "belong to a prompt that is answered, not to a text that is continued");
+    }
     if (raw || suffix.is_some()) && (system.is_some() || thinking == Thinking::On) {
         return fields.refuse("system", "and `think` mean nothing to a text that is continued as it stands");
     }
@@ -301,14 +308,28 @@ pub(super) fn parse_generate(value: Value) -> Result<(Ask, Option<Duration>), Re
             let mut messages: Vec<ChatMessage> =
                 system.into_iter().map(|text| ChatMessage::new(Speaker::System, text)).collect();
             messages.push(ChatMessage::new(Speaker::User, prompt));
-            vec![Input::Chat(Chat { messages, thinking, ..Chat::default() })]
+            vec![Input::Chat(Chat { messages, thinking, pictures, ..Chat::default() })]
         }
     };
     let model = fields.take_text("model").unwrap_or_default();
     Ok((Ask { model, inputs, wish, n: 1, stream, inert: fields.inert }, keep))
 }
 
-fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Refusal> {
+/// A text with the pictures beside it.
+fn with_images(fields: &mut Fields, text: &str, pictures: &mut Vec<Sent>) -> Result<String, Refusal> {
+    let mut turn = Turn::default();
+    turn.say(text);
+    for (i, image) in fields.list("images").iter().enumerate() {
+        let place = format!("{}[{i}]", fields.path("images"));
+        match image.as_str() {
+            Some(image) => turn.show_base64(place, image)?,
+            None => return Err(Refusal::field(place, "is a picture in base64")),
+        }
+    }
+    turn.close(pictures)
+}
+
+fn messages(fields: &mut Fields, pictures: &mut Vec<Sent>) -> Result<Vec<ChatMessage>, Refusal> {
     let mut turns: Vec<ChatMessage> = Vec::new();
     for (i, value) in fields.list("messages").into_iter().enumerate() {
         let place = format!("messages[{i}]");
@@ -320,7 +341,11 @@ fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Refusal> {
             Some("tool") => Speaker::Tool,
             _ => Speaker::User,
         };
-        let mut turn = ChatMessage::new(role, message.take_text("content").unwrap_or_default());
+        let said = message.take_text("content").unwrap_or_default();
+        if message.has("images") && !matches!(role, Speaker::User | Speaker::Tool) {
+            return message.refuse("images", "belong to messages of the roles `user` and `tool`");
+        }
+        let mut turn = ChatMessage::new(role, with_images(&mut message, &said, pictures)?);
         turn.reasoning = message.take_text("thinking").filter(|_| role == Speaker::Assistant);
         turn.name = message.take_text("tool_name");
         turn.tool_call_id = message.take_text("tool_call_id");
@@ -553,6 +578,9 @@ async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Response,
     if let Ok(template) = served.chat.template() {
         capabilities.extend(template.tool_form().map(|_| "tools"));
         capabilities.extend(template.reasons().then_some("thinking"));
+    }
+    if served.chat.sees() {
+        capabilities.push("vision");
     }
     if served.chat.tokenizer().encode_gap("", "").is_ok() {
         capabilities.push("insert");

@@ -132,6 +132,7 @@ impl Store for Cage {
             family: "parrot".into(),
             parameters: 1_500_000_000,
             format: "F32".into(),
+            pictures: false,
         };
         self.names.iter().map(offer).collect()
     }
@@ -197,6 +198,11 @@ impl Default for Setting {
 pub(crate) fn start(setting: Setting) -> (Client, Arc<Watch>) {
     let watch = Arc::new(Watch::default());
     let cage = Cage { names: setting.names.clone(), watch: Arc::clone(&watch), queue: setting.queue };
+    (start_with(setting, Arc::new(cage)), watch)
+}
+
+/// The same over any store, whose first model is loaded when this returns.
+pub(crate) fn start_with(setting: Setting, store: Arc<dyn Store>) -> Client {
     let options = ServeOptions {
         host: "127.0.0.1".into(),
         port: 0,
@@ -217,7 +223,7 @@ pub(crate) fn start(setting: Setting) -> (Client, Arc<Watch>) {
     };
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        serve(options, Arc::new(cage), &mut |address| sender.send(address).unwrap()).unwrap();
+        serve(options, store, &mut |address| sender.send(address).unwrap()).unwrap();
     });
     let client = Client {
         address: receiver.recv_timeout(Duration::from_secs(10)).unwrap(),
@@ -225,7 +231,7 @@ pub(crate) fn start(setting: Setting) -> (Client, Arc<Watch>) {
     };
     for _ in 0..400 {
         if client.get("/ready").status == 200 {
-            return (client, watch);
+            return client;
         }
         std::thread::sleep(Duration::from_millis(25));
     }

@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 
 use super::{error, usage};
 use crate::answer::{Encode, respond, sse};
-use crate::ask::{Ask, Chat, Choice, Format, Heading, Input, Piece, Scored, ToolChoice, Wish, total};
+use crate::ask::{Ask, Chat, Choice, Format, Heading, Input, Piece, Scored, Sent, ToolChoice, Wish, total};
+use crate::dialects::turn::Turn;
 use crate::dialects::{body, chat};
 use crate::fields::{Field, Fields, Kind, Role};
 use crate::{App, Refusal};
@@ -150,8 +151,10 @@ pub(in crate::dialects) fn parse_chat(value: Value) -> Result<(Ask, Style), Refu
     }
     let (tools, strict) = tools(&mut fields)?;
     let choice = tool_choice(&mut fields, &tools)?;
+    let mut pictures = Vec::new();
     let mut conversation = Chat {
-        messages: messages(&mut fields, &mut wish)?,
+        messages: messages(&mut fields, &mut wish, &mut pictures)?,
+        pictures,
         tools,
         choice,
         parallel: fields.bool("parallel_tool_calls").unwrap_or(true),
@@ -286,7 +289,7 @@ fn tool_choice(fields: &mut Fields, tools: &[Value]) -> Result<ToolChoice, Refus
     }
 }
 
-fn messages(fields: &mut Fields, wish: &mut Wish) -> Result<Vec<ChatMessage>, Refusal> {
+fn messages(fields: &mut Fields, wish: &mut Wish, pictures: &mut Vec<Sent>) -> Result<Vec<ChatMessage>, Refusal> {
     let list = fields.list("messages");
     let last = list.len().saturating_sub(1);
     let mut messages = Vec::with_capacity(list.len());
@@ -300,7 +303,7 @@ fn messages(fields: &mut Fields, wish: &mut Wish) -> Result<Vec<ChatMessage>, Re
             Some("tool") => Speaker::Tool,
             _ => Speaker::User,
         };
-        let content = content(&mut message)?;
+        let content = content(&mut message, role, pictures)?;
         if content.is_none() && !(role == Speaker::Assistant && message.has("tool_calls")) {
             return message.refuse("content", "is required");
         }
@@ -351,28 +354,42 @@ fn messages(fields: &mut Fields, wish: &mut Wish) -> Result<Vec<ChatMessage>, Re
     Ok(messages)
 }
 
-const PART: &[Field] = &[Field("type", Kind::Text, Role::Required), Field("text", Kind::Text, Role::Used)];
+const PART: &[Field] = &[
+    Field("type", Kind::Word(&["text", "image_url"]), Role::Required),
+    Field("text", Kind::Text, Role::Used),
+    Field("image_url", Kind::Object, Role::Used),
+];
 
-/// A text, or parts that are all text.
-fn content(message: &mut Fields) -> Result<Option<String>, Refusal> {
+const PICTURE: &[Field] =
+    &[Field("url", Kind::Text, Role::Required), Field("detail", Kind::Word(&["auto", "low", "high"]), Role::Inert)];
+
+/// A text, or parts: texts, and in a user's or tool's message pictures.
+fn content(message: &mut Fields, role: Speaker, pictures: &mut Vec<Sent>) -> Result<Option<String>, Refusal> {
     let place = message.path("content");
     match message.take("content") {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(Value::Array(parts)) => {
-            let mut all = String::new();
+            let mut turn = Turn::default();
             for (i, part) in parts.into_iter().enumerate() {
-                let place = format!("{place}[{i}]");
-                if let Some(kind) = part["type"].as_str().filter(|kind| *kind != "text") {
-                    return Err(Refusal::field(place, format!("this model takes no `{kind}`, only text")));
+                let mut part = Fields::read(PART, part, &format!("{place}[{i}]"))?;
+                if part.text("type") == Some("image_url") {
+                    if !matches!(role, Speaker::User | Speaker::Tool) {
+                        return part.refuse("type", "pictures belong to messages of the roles `user` and `tool`");
+                    }
+                    match part.object("image_url", PICTURE)? {
+                        Some(picture) => turn.show_url(picture.path("url"), picture.text("url").unwrap_or_default())?,
+                        None => return part.refuse("image_url", "is required"),
+                    }
+                } else {
+                    match part.take_text("text") {
+                        Some(text) => turn.say(&text),
+                        None => return part.refuse("text", "is required"),
+                    }
                 }
-                let mut part = Fields::read(PART, part, &place)?;
-                match part.take_text("text") {
-                    Some(text) => all.push_str(&text),
-                    None => return part.refuse("text", "is required"),
-                }
+                message.inert.append(&mut part.inert);
             }
-            Ok(Some(all))
+            Ok(Some(turn.close(pictures)?))
         }
         Some(_) => Err(Refusal::field(place, "must be a text or a list of parts")),
     }

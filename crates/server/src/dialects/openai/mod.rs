@@ -70,7 +70,12 @@ pub(in crate::dialects) fn error(refusal: &Refusal, request_id: &str) -> (u16, V
 }
 
 fn entry(offer: &Offer) -> Value {
-    json!({"id": offer.name, "object": "model", "created": offer.modified, "owned_by": "fathom"})
+    let mut entry = json!({"id": offer.name, "object": "model", "created": offer.modified, "owned_by": "fathom"});
+    if offer.pictures {
+        // For the page: OpenAI's list does not say what a model can do.
+        entry["pictures"] = true.into();
+    }
+    entry
 }
 
 pub(in crate::dialects) async fn models(State(app): State<Arc<App>>) -> Response {

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use super::chat::{EFFORTS, LITTLE_EFFORT, response_format, scored};
 use super::error;
 use crate::answer::{Encode, respond, sse};
-use crate::ask::{Ask, Chat, Choice, Heading, Input, Piece, Scored, ToolChoice, Wish, total};
+use crate::ask::{Ask, Chat, Choice, Heading, Input, Piece, Scored, Sent, ToolChoice, Wish, total};
+use crate::dialects::turn::Turn;
 use crate::dialects::{body, chat};
 use crate::fields::{Field, Fields, Kind, Role};
 use crate::{App, Refusal};
@@ -84,8 +85,11 @@ const ITEM: &[Field] = &[
 ];
 
 const PART: &[Field] = &[
-    Field("type", Kind::Word(&["input_text", "output_text", "reasoning_text"]), Role::Required),
-    Field("text", Kind::Text, Role::Required),
+    Field("type", Kind::Word(&["input_text", "output_text", "reasoning_text", "input_image"]), Role::Required),
+    Field("text", Kind::Text, Role::Used),
+    Field("image_url", Kind::Text, Role::Used),
+    Field("detail", Kind::Word(&["auto", "low", "high", "original"]), Role::Inert),
+    Field("file_id", Kind::Any, Role::Refused(&[])),
     Field("annotations", Kind::Any, Role::Inert),
     Field("logprobs", Kind::Any, Role::Inert),
 ];
@@ -174,8 +178,10 @@ pub(in crate::dialects) fn parse(value: Value) -> Result<(Ask, Value), Refusal> 
             tool
         }).collect::<Vec<_>>(),
     });
+    let mut pictures = Vec::new();
     let conversation = Chat {
-        messages: messages(&mut fields)?,
+        messages: messages(&mut fields, &mut pictures)?,
+        pictures,
         tools,
         choice,
         parallel: fields.bool("parallel_tool_calls").unwrap_or(true),
@@ -204,7 +210,7 @@ fn nested(format: Value) -> Value {
     }
 }
 
-fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Refusal> {
+fn messages(fields: &mut Fields, pictures: &mut Vec<Sent>) -> Result<Vec<ChatMessage>, Refusal> {
     let mut messages = Vec::new();
     messages.extend(fields.take_text("instructions").map(|text| ChatMessage::new(Speaker::System, text)));
     let items = match fields.take("input") {
@@ -221,7 +227,7 @@ fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Refusal> {
             None => item.refuse(name, "is required"),
         };
         match item.take_text("type").as_deref().unwrap_or("message") {
-            "reasoning" => reasoning = Some(text(&mut item, "content")?.unwrap_or_default()),
+            "reasoning" => reasoning = Some(content(&mut item, "content", None)?.unwrap_or_default()),
             "function_call" => {
                 let id = need(&mut item, "call_id")?;
                 let (name, arguments) = (need(&mut item, "name")?, need(&mut item, "arguments")?);
@@ -237,7 +243,7 @@ fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Refusal> {
                 turn.reasoning = turn.reasoning.take().or(reasoning.take());
             }
             "function_call_output" => {
-                let output = text(&mut item, "output")?;
+                let output = content(&mut item, "output", Some(pictures))?;
                 let mut turn = ChatMessage::new(Speaker::Tool, output.unwrap_or_default());
                 turn.tool_call_id = Some(need(&mut item, "call_id")?);
                 messages.push(turn);
@@ -248,7 +254,10 @@ fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Refusal> {
                     "assistant" => Speaker::Assistant,
                     _ => Speaker::User,
                 };
-                let Some(content) = text(&mut item, "content")? else { return item.refuse("content", "is required") };
+                let seen = if role == Speaker::User { Some(&mut *pictures) } else { None };
+                let Some(content) = content(&mut item, "content", seen)? else {
+                    return item.refuse("content", "is required");
+                };
                 let mut turn = ChatMessage::new(role, content);
                 if role == Speaker::Assistant {
                     turn.reasoning = reasoning.take();
@@ -262,19 +271,29 @@ fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Refusal> {
     Ok(messages)
 }
 
-/// A text, or parts that are all text.
-fn text(item: &mut Fields, name: &str) -> Result<Option<String>, Refusal> {
+/// A text, or parts: texts, and pictures where these may stand.
+fn content(item: &mut Fields, name: &str, pictures: Option<&mut Vec<Sent>>) -> Result<Option<String>, Refusal> {
     let place = item.path(name);
     match item.take(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(Value::Array(parts)) => {
-            let mut all = String::new();
+            let mut turn = Turn::default();
             for (i, part) in parts.into_iter().enumerate() {
-                let mut part = Fields::read(PART, part, &format!("{place}[{i}]"))?;
-                all.push_str(&part.take_text("text").unwrap_or_default());
+                let part = Fields::read(PART, part, &format!("{place}[{i}]"))?;
+                let picture = part.text("type") == Some("input_image");
+                match if picture { part.text("image_url") } else { part.text("text") } {
+                    Some(_) if picture && pictures.is_none() => {
+                        return part
+                            .refuse("type", "pictures belong to the user's messages and to outputs of functions");
+                    }
+                    Some(url) if picture => turn.show_url(part.path("image_url"), url)?,
+                    Some(text) => turn.say(text),
+                    None => return part.refuse(if picture { "image_url" } else { "text" }, "is required"),
+                }
+                item.inert.extend(part.inert);
             }
-            Ok(Some(all))
+            Ok(Some(turn.close(pictures.unwrap_or(&mut Vec::new()))?))
         }
         Some(_) => Err(Refusal::field(place, "must be a text or a list of parts")),
     }
