@@ -456,3 +456,31 @@ fn what_cannot_be_drawn_is_refused() {
     refused(DrawOptions { guidance: f32::NAN, ..DrawOptions::default() }, "guidance");
     refused(DrawOptions { preview: Some(0), ..DrawOptions::default() }, "preview");
 }
+
+#[test]
+fn the_older_model_differs_in_pixels_and_turns() {
+    let to = tempfile::tempdir().unwrap();
+    for name in
+        ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]
+    {
+        let mut bytes = std::fs::read(dir().join(name)).unwrap();
+        if name == "preprocessor_config.json" || name == "tokenizer_config.json" {
+            let mut json: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).unwrap();
+            json.remove("chat_template");
+            json.entry("do_normalize").and_modify(|v| *v = false.into());
+            bytes = serde_json::to_vec(&json).unwrap();
+        }
+        std::fs::write(to.path().join(name), bytes).unwrap();
+    }
+    let (newer, older) = (model(), Model::open(to.path(), &Options::default()).unwrap());
+    let numbers = |model: &Model| {
+        let pixel = Picture::filled(1, 1, [255, 0, 51]);
+        values(&pixel, &model.spec.pictures.as_ref().unwrap().pixels)
+    };
+    assert_eq!(numbers(&older), [1.0, 0.0, 0.2]);
+    assert_eq!(numbers(&newer), [1.0, -1.0, (0.2 - 0.5) / 0.5]);
+    let chat = ChatModel::new(&older.vocab().unwrap()).unwrap();
+    let request = chat.draw("a red fox", &DrawOptions::default()).unwrap();
+    let text = chat.tokenizer().decode(&request.prompt);
+    assert!(text.contains("User: a red fox\n\nAssistant:"), "{text}");
+}

@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use fathom_core::Precision;
@@ -142,6 +142,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })?;
     let bar = StepBar::new("drawing", steps);
     let mut screen = show_picture::Screen::new(args.show);
+    let mut drawn = Instant::now();
     loop {
         if term::interrupted() {
             engine.cancel(id);
@@ -149,7 +150,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         match receiver.recv_timeout(TICK) {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => bail!("the engine ended without a picture"),
-            Ok(Told::Step(step)) => bar.update(step),
+            Ok(Told::Step(step)) => {
+                drawn = Instant::now();
+                bar.update(step);
+            }
             Ok(Told::Preview(picture)) => bar.suspend(|| screen.preview(&picture))?,
             Ok(Told::Picture(index, picture)) => {
                 let path = path(args, index);
@@ -163,12 +167,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             Ok(Told::Done(Finish::Cancelled, _)) => return Ok(ExitCode::from(term::INTERRUPTED)),
             Ok(Told::Done(_, usage)) => {
                 drop(bar);
+                let pixels = drawn.elapsed();
                 let seconds = |s| duration(Duration::from_secs_f64(s));
                 term::note(&format!(
-                    "seed {} · prompt {} · {steps} steps {}",
+                    "seed {} · prompt {} · {steps} steps {} · pixels {}",
                     options.seed.unwrap_or_default(),
                     seconds(usage.prefill_s),
                     seconds(usage.decode_s),
+                    duration(pixels),
                 ));
                 return Ok(ExitCode::SUCCESS);
             }

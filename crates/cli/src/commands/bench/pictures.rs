@@ -58,14 +58,11 @@ fn timed(repetitions: u32, mut pass: impl FnMut() -> Result<()>) -> Result<f64> 
     Ok(median(times))
 }
 
-/// Tokens of the cache that four pictures take in the middle of being drawn and to their end.
-fn cache_tokens(info: PictureInfo) -> usize {
-    2 * AT_ONCE[1] * (WORDS + info.steps() + BLOCK).next_multiple_of(BLOCK)
-}
-
+/// Room for four pictures that begin behind as many positions as half a picture has.
 fn options(decoder: &Decoder, kv: DType, info: PictureInfo) -> RunnerOptions {
-    let context = decoder.spec.context.min((WORDS + info.steps()).next_multiple_of(BLOCK));
-    RunnerOptions { context: Some(context), cache_tokens: Some(cache_tokens(info)), kv, drafts: false }
+    let lane = (WORDS + info.steps() / 2 + info.steps()).next_multiple_of(BLOCK);
+    let context = Some(decoder.spec.context.min(lane));
+    RunnerOptions { context, cache_tokens: Some(2 * AT_ONCE[1] * lane), kv, drafts: false }
 }
 
 fn info(decoder: &Decoder) -> Result<PictureInfo> {
