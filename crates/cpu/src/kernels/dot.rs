@@ -225,23 +225,32 @@ impl<const DIGITS: usize> Kernel for BrainBlock<'_, DIGITS> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let width = self.rect.width;
-        let mut at = 0;
-        while at < width {
-            let rows = if width - at >= ROWS { ROWS } else { 1 };
-            let mut t = self.rect.rows.start;
-            while t < self.rect.rows.end {
-                let many = self.rect.rows.end - t >= 4;
-                t += match (rows, many) {
-                    (ROWS, true) => self.tile::<S, ROWS, 4>(s, at, t),
-                    (ROWS, false) => self.tile::<S, ROWS, 1>(s, at, t),
-                    (_, true) => self.tile::<S, 1, 4>(s, at, t),
-                    (_, false) => self.tile::<S, 1, 1>(s, at, t),
-                };
+        let token = self.weight.cols / (2 * LANES) * size_of::<Brain<DIGITS>>();
+        let round = (ROUND / token).max(1).next_multiple_of(4);
+        let tokens = self.rect.rows.clone();
+        for from in tokens.clone().step_by(round) {
+            let end = tokens.end.min(from + round);
+            let mut at = 0;
+            while at < width {
+                let rows = if width - at >= ROWS { ROWS } else { 1 };
+                let mut t = from;
+                while t < end {
+                    t += match (rows, end - t) {
+                        (ROWS, 4..) => self.tile::<S, ROWS, 4>(s, at, t),
+                        (ROWS, 2..) => self.tile::<S, ROWS, 2>(s, at, t),
+                        (ROWS, _) => self.tile::<S, ROWS, 1>(s, at, t),
+                        (_, 4..) => self.tile::<S, 1, 4>(s, at, t),
+                        _ => self.tile::<S, 1, 1>(s, at, t),
+                    };
+                }
+                at += rows;
             }
-            at += rows;
         }
     }
 }
+
+/// Bytes of activations that stay in a core's cache while the weights of a rectangle pass by.
+const ROUND: usize = 256 << 10;
 
 impl<const DIGITS: usize> BrainBlock<'_, DIGITS> {
     #[inline(always)]
@@ -252,6 +261,9 @@ impl<const DIGITS: usize> BrainBlock<'_, DIGITS> {
         for (r, w) in w.iter_mut().enumerate() {
             *w = &self.weight.row(self.rect.first + at + r).as_chunks().0[..steps];
         }
+        // Who comes first reads ahead for the tile below: rows are about as long as pages, at whose ends processors stop reading ahead.
+        let below = (self.rect.first + at + R) * self.weight.row_bytes();
+        let next = if t == self.rect.rows.start { &self.weight.bytes.as_slice()[below..] } else { &[] };
         let mut x = [&[] as &[Brain<DIGITS>]; T];
         for (j, x) in x.iter_mut().enumerate() {
             *x = &self.x[(t + j) * steps..(t + j + 1) * steps];
@@ -263,8 +275,8 @@ impl<const DIGITS: usize> BrainBlock<'_, DIGITS> {
                     v[j] = s.load_pairs(&x[j][c][d]);
                 }
                 for r in 0..R {
-                    if T == 1 && d == 0 {
-                        s.prefetch(w[r].as_flattened(), c * 64 + 2048);
+                    if d == 0 {
+                        s.prefetch(next, r * self.weight.row_bytes() + c * 64);
                     }
                     let w = s.load_b(&w[r][c]);
                     for j in 0..T {
