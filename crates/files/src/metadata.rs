@@ -4,6 +4,7 @@
 //! when asked for. A missing key or a value of the wrong type is a [`Fault`] that names the key, so a caller
 //! can collect all of them. Value types: GGUF specification (ggml, `docs/gguf.md`).
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use fathom_core::Bytes;
@@ -159,12 +160,19 @@ impl<'a> Value<'a> {
 }
 
 /// An array of numbers, booleans or strings, still in the file.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 pub struct Array<'a> {
     pub(crate) elem: ValueType,
     pub(crate) len: usize,
     /// Starts with the elements; may reach past them.
     pub(crate) bytes: &'a [u8],
+}
+
+impl fmt::Debug for Array<'_> {
+    /// Not the elements: they may be many, and `bytes` may reach to the end of the file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} elements of {:?}", self.len, self.elem)
+    }
 }
 
 impl<'a> Array<'a> {
