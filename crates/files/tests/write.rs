@@ -54,6 +54,9 @@ fn pairs_of_every_type_come_back() {
     assert_eq!(m.need::<Vec<bool>>("flags").unwrap(), [true, false]);
     assert_eq!(m.get::<u32>("absent").unwrap(), None);
 
+    // Described by its length: what lies behind an array may be the rest of a large file.
+    assert_eq!(format!("{:?}", m.need::<Array>("ids").unwrap()), "2 elements of I32");
+
     let wrong = m.need::<u32>("i32").unwrap_err().to_string();
     assert!(wrong.ends_with("a.gguf: key i32: expected an unsigned 32-bit integer, found i32 -4"), "{wrong}");
     let wrong = m.need::<Vec<u32>>("texts").unwrap_err().to_string();

@@ -71,7 +71,7 @@ fn info(decoder: &Decoder) -> Result<PictureInfo> {
 }
 
 /// Measures everything, `steps` steps of each kind.
-pub(super) fn measure(decoder: Decoder, kv: DType, steps: usize, repetitions: u32) -> Result<Measured> {
+pub(super) fn measure(decoder: Arc<Decoder>, kv: DType, steps: usize, repetitions: u32) -> Result<Measured> {
     let info = info(&decoder)?;
     let steps = steps.min(info.steps() - 1);
     ensure!(steps > 0, "--pictures: -n is 0, so there are no steps to measure");
