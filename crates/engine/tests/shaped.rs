@@ -38,7 +38,7 @@ type Answer = (Vec<u32>, Option<Finish>);
 
 /// Runs requests together; returns the answers and how often one was preempted, and how many drafts were right.
 fn run(vocab: usize, requests: &[Request], blocks: usize, speculation: Speculation) -> (Vec<Answer>, usize, usize) {
-    let info = RunnerInfo { vocab, context: 320, block_tokens: 8, blocks, latent: true, drafts: true, pictures: None };
+    let info = RunnerInfo { vocab, context: 160, block_tokens: 8, blocks, latent: true, drafts: true, pictures: None };
     let options = WorkerOptions {
         schedule: ScheduleOptions { step_tokens: 24, sequences: 6, reuse: Reuse::Exact },
         step_seconds: None,
@@ -78,9 +78,13 @@ fn whatever_the_schedule_a_shaped_answer_is_its_lone_one() {
     let (requests, vocab) = (requests(&chat, &shapes), chat.tokenizer().vocab_size());
     let alone: Vec<Answer> =
         requests.iter().map(|r| run(vocab, std::slice::from_ref(r), 80, Speculation::Off).0.remove(0)).collect();
+    let mut stopped = 0;
     for (i, (tokens, finish)) in alone.iter().enumerate() {
         let text = chat.tokenizer().decode_skipping_special(tokens);
-        assert_eq!(*finish, Some(Finish::Stop), "{i}: {text}");
+        if *finish == Some(Finish::Length) {
+            continue;
+        }
+        stopped += 1;
         if i % 2 == 0 {
             let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
             assert!([1, 22, 333].iter().any(|n| value["n"] == *n) && value["ok"].is_boolean(), "{text}");
@@ -88,9 +92,10 @@ fn whatever_the_schedule_a_shaped_answer_is_its_lone_one() {
             assert!(text.starts_with('a') && text.chars().all(|c| "ab ".contains(c)), "{text}");
         }
     }
+    assert!(stopped >= 8, "{stopped} of {} found room to end", alone.len());
     let (mut preempted, mut accepted) = (0, 0);
     for speculation in [Speculation::Off, Speculation::Lookup { ngram: 1, ahead: 3 }, Speculation::Head] {
-        for blocks in [80, 41] {
+        for blocks in [80, 20] {
             let (answers, p, a) = run(vocab, &requests, blocks, speculation);
             assert_eq!(answers, alone, "{speculation:?}, {blocks} blocks");
             (preempted, accepted) = (preempted + p, accepted + a);
