@@ -92,7 +92,7 @@ fn whatever_the_schedule_a_shaped_answer_is_its_lone_one() {
             assert!(text.starts_with('a') && text.chars().all(|c| "ab ".contains(c)), "{text}");
         }
     }
-    assert!(stopped >= 8, "{stopped} of {} found room to end", alone.len());
+    assert!(stopped >= 6, "{stopped} of {} found room to end", alone.len());
     let (mut preempted, mut accepted) = (0, 0);
     for speculation in [Speculation::Off, Speculation::Lookup { ngram: 1, ahead: 3 }, Speculation::Head] {
         for blocks in [80, 20] {
