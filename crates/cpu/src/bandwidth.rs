@@ -22,10 +22,7 @@ impl Kernel for Read<'_> {
     fn run<S: Simd>(self, s: S) -> i32 {
         let mut acc = [s.splat_b(0); 4];
         let lines = self.0.as_chunks::<64>().0;
-        for (i, group) in lines.as_chunks::<4>().0.iter().enumerate() {
-            for line in 0..4 {
-                s.prefetch(self.0, (i * 4 + line) * 64 + 4096);
-            }
+        for group in lines.as_chunks::<4>().0 {
             for (a, line) in acc.iter_mut().zip(group) {
                 *a = s.or(*a, s.load_b(line));
             }

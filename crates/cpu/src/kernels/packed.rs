@@ -200,14 +200,9 @@ impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
             *r = &self.acts[(t + i) * stride..(t + i) * stride + self.cols / BLOCK];
         }
         let bytes = self.layout.panel_bytes(self.cols);
-        if T <= FEW {
-            for line in 0..AHEAD / 64 {
-                s.prefetch(self.panels, line * 64);
-            }
-        }
-        for p in 0..self.panels.len() / bytes {
+        for (p, panel) in self.panels.chunks_exact(bytes).enumerate() {
             let first = self.at + p * ROWS;
-            let sums = panel_times::<S, C, D, DIGITS, T>(s, &self.panels[p * bytes..], rows);
+            let sums = panel_times::<S, C, D, DIGITS, T>(s, panel, rows);
             let n = ROWS.min(self.rect.width - first);
             for (i, sum) in sums.into_iter().enumerate() {
                 let sum = match self.bias {
@@ -225,12 +220,6 @@ impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
     }
 }
 
-/// Tokens with which memory, not arithmetic, is the limit.
-const FEW: usize = 2;
-
-/// How far ahead of the bytes in use memory is asked for.
-const AHEAD: usize = 4096;
-
 /// Scales and codes of the group of `blocks` blocks that `panel` begins with.
 #[inline(always)]
 fn group<C: Codes, D: Scaling>(panel: &[u8], blocks: usize) -> (&[u8], &[u8]) {
@@ -238,31 +227,21 @@ fn group<C: Codes, D: Scaling>(panel: &[u8], blocks: usize) -> (&[u8], &[u8]) {
     panel[..scales + blocks * C::BYTES].split_at(scales)
 }
 
-/// The panel that `panels` begins with times `T` rows of activations.
+/// A panel times `T` rows of activations. Nothing is asked for ahead: a panel is read from end to end, which the machine foresees
+/// better than we do (`LOG.md`).
 #[inline(always)]
 fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usize>(
     s: S,
-    panels: &[u8],
+    panel: &[u8],
     x: [&[Act<DIGITS>]; T],
 ) -> [S::F; T] {
     let mut acc = [s.zero(); T];
     let (mut block, mut at) = (0, 0);
     while block < x[0].len() {
-        let (scales, codes) = group::<C, D>(&panels[at..], GROUP.min(x[0].len() - block));
-        if T <= FEW {
-            for line in 0..scales.len() / 64 {
-                s.prefetch(panels, at + AHEAD + line * 64);
-            }
-        }
-        at += scales.len();
+        let (scales, codes) = group::<C, D>(&panel[at..], GROUP.min(x[0].len() - block));
+        at += scales.len() + codes.len();
         let head = D::head(s, scales);
         for (j, bytes) in codes.chunks_exact(C::BYTES).enumerate() {
-            if T <= FEW {
-                for line in 0..C::BYTES / 64 {
-                    s.prefetch(panels, at + AHEAD + line * 64);
-                }
-            }
-            at += C::BYTES;
             let codes = C::unpack(s, bytes);
             let factor = D::factor(s, head, scales, j);
             let start = |i: usize, half: usize| match D::OFFSET {
@@ -272,7 +251,7 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usiz
             // Tokens innermost: eight independent sums keep the multiplier busy. One or two tokens get a sum per half
             // for the same reason; integers do not mind the order.
             let (mut low, mut high) = ([s.splat_i(0); T], [s.splat_i(0); T]);
-            let split = D::HALVES || T <= FEW;
+            let split = D::HALVES || T <= 2;
             for d in 0..DIGITS {
                 for i in 0..T {
                     if d > 0 {
