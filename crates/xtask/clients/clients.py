@@ -180,7 +180,7 @@ refused("ollama error", ollama.ResponseError, lambda: oll.chat(model="nobody", m
 
 # Pictures, with the tiny model that sees and draws: what one client has drawn, all describe alike.
 drawn = oai.images.generate(model="janus", prompt="a red fox", n=2, extra_body={"seed": 9})
-picture = drawn.data[0].b64_json
+picture = oai.images.generate(model="janus", prompt="a red fox", extra_body={"seed": 9}).data[0].b64_json
 check("openai draws", len(drawn.data) == 2 and base64.b64decode(picture).startswith(b"\x89PNG") and drawn.usage.output_tokens > 0, drawn)
 events = list(oai.images.generate(model="janus", prompt="a red fox", stream=True, partial_images=2, extra_body={"seed": 9}))
 check("openai draws step by step", [e.type.split(".")[1] for e in events] == ["partial_image"] * 2 + ["completed"] and events[-1].b64_json == picture, [e.type for e in events])
