@@ -44,7 +44,7 @@ impl Access {
         let bearer = text("authorization")
             .and_then(|v| v.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let Some(key) = bearer.map(|(_, key)| key.trim()).or_else(|| text("x-api-key")) else { return None };
+        let key = bearer.map(|(_, key)| key.trim()).or_else(|| text("x-api-key"))?;
         // Hashes compare in constant time.
         let given = blake3::hash(key.as_bytes());
         (1..).zip(&self.keys).fold(None, |found, (i, known)| if *known == given { Some(i) } else { found })
