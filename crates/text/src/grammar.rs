@@ -205,7 +205,7 @@ fn json_rule(schema: &Value) -> Result<String> {
         Value::Bool(true) => serde_json::Map::new(),
         _ => return Err(refused("a schema is an object")),
     };
-    narrow_dates(&mut schema);
+    narrow_formats(&mut schema);
     schema.remove("x-guidance");
     schema.insert("x-guidance".into(), json!({"whitespace_pattern": WHITESPACE}));
     Ok(format!("%json {}", Value::Object(schema)))
@@ -219,20 +219,32 @@ const DATE: &str = concat!(
 /// Anything but a leap second, which is valid at the end of few days only.
 const NO_LEAP_SECOND: &str = r":[0-9]{2}:[0-5]";
 
-/// `date`, `time` and `date-time` of RFC 3339 are narrower than `llguidance` has them: patterns beside them say what it leaves open.
-fn narrow_dates(schema: &mut serde_json::Map<String, Value>) {
+/// The length of a host's name in characters, at most (RFC 1123, section 2.1, by RFC 1035's 255 octets on the wire).
+const HOSTNAME: u64 = 253;
+
+/// `date`, `time` and `date-time` of RFC 3339 and `hostname` are narrower than `llguidance` has them: patterns and lengths beside them say
+/// what it leaves open.
+fn narrow_formats(schema: &mut serde_json::Map<String, Value>) {
     let pattern = match schema.get("format").and_then(Value::as_str) {
         Some("date") => format!("^{DATE}"),
         Some("date-time") => format!("^{DATE}.*{NO_LEAP_SECOND}"),
         Some("time") => format!("^[0-9]{{2}}{NO_LEAP_SECOND}"),
+        Some("hostname") => {
+            let own = schema.get("maxLength").and_then(Value::as_u64);
+            // What is no length is refused when it is compiled.
+            if own.is_some_and(|own| own > HOSTNAME) || !schema.contains_key("maxLength") {
+                schema.insert("maxLength".into(), HOSTNAME.into());
+            }
+            String::new()
+        }
         _ => String::new(),
     };
     for (key, value) in schema.iter_mut() {
         match value {
             // These hold values, not schemas.
             _ if ["const", "enum", "default", "examples"].contains(&key.as_str()) => {}
-            Value::Object(inner) => narrow_dates(inner),
-            Value::Array(list) => list.iter_mut().filter_map(Value::as_object_mut).for_each(narrow_dates),
+            Value::Object(inner) => narrow_formats(inner),
+            Value::Array(list) => list.iter_mut().filter_map(Value::as_object_mut).for_each(narrow_formats),
             _ => {}
         }
     }

@@ -54,6 +54,21 @@ fn dates_are_days_that_there_are() {
 }
 
 #[test]
+fn hosts_have_names_of_bounded_length() {
+    let maker = maker();
+    let name = |n: usize| format!("\"{}\"", "a.".repeat(n / 2) + if n % 2 == 1 { "b" } else { "" });
+    for own in [None, Some(1000), Some(9)] {
+        let mut schema = json!({"type": "string", "format": "hostname"});
+        if let Some(own) = own {
+            schema["maxLength"] = own.into();
+        }
+        let limit = if own == Some(9) { 9 } else { 253 };
+        assert!(fits(&maker, &schema, &name(limit)), "{own:?}");
+        assert!(!fits(&maker, &schema, &name(limit + 2)), "{own:?}");
+    }
+}
+
+#[test]
 fn a_pattern_beside_a_format_holds_as_well() {
     let maker = maker();
     let schema = json!({"type": "object", "properties": {"day": {"type": "string", "format": "date", "pattern": "^2"}},
