@@ -3,7 +3,7 @@
 //! As in R1-Zero (DeepSeek-AI 2025, section 2.2) no model judges. A third rule, off by default, asks
 //! that the printed steps check: without it a trial saw short lucky guesses crowd out a right search.
 
-use crate::{Sample, check_steps};
+use crate::{Lang, Sample, check_steps};
 
 /// What each rule is worth.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,12 +43,17 @@ pub fn score(sample: &Sample, completion: &str, tokens: usize, rules: &Rules) ->
     let text = text.strip_prefix("<think>").unwrap_or(text);
     let (reasoning, answer) = text.rsplit_once("</think>").unwrap_or((text, ""));
     let lines: Vec<&str> = answer.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-    let mark = if sample.is_computed() { sample.lang.answer_mark() } else { "" };
     let last = lines.last().copied().unwrap_or("");
-    let stated = last.strip_prefix(mark);
+    let stated_in = |lang: Lang| last.strip_prefix(if sample.is_computed() { lang.answer_mark() } else { "" });
+    // `3+4=` is asked in no language, so either will do.
+    let lang = match Lang::ALL.into_iter().find(|&lang| stated_in(lang).is_some()) {
+        Some(lang) if sample.is_wordless() => lang,
+        _ => sample.lang,
+    };
+    let stated = stated_in(lang);
     let tags_once = !reasoning.contains("<think>") && !reasoning.contains("</think>") && !answer.contains("<think>");
     let format = tags_once && !reasoning.trim().is_empty() && lines.len() == 1 && stated.is_some();
-    let correct = !last.is_empty() && sample.problem.verify(sample.lang, stated.unwrap_or(last));
+    let correct = !last.is_empty() && sample.problem.verify(lang, stated.unwrap_or(last));
     let steps = correct && format && check_steps(sample.kind, reasoning.trim()).is_ok();
     let worth = |won: bool, value: f32| if won { value } else { 0.0 };
     let value = worth(correct, rules.correct) + worth(format, rules.format) + worth(steps, rules.steps);
@@ -87,7 +92,7 @@ impl Means {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Generator, Lang, Mix, Split};
+    use crate::{Generator, Mix, Split};
 
     #[test]
     fn rules() {
@@ -110,6 +115,11 @@ mod tests {
         ] {
             assert_eq!(score(&sample, &text, 9, &rules).value, value, "{text}");
         }
+        // The answer's language is the question's, unless that has no word.
+        let translated = sample.completion().replace("Answer: ", "Antwort: ");
+        let with = |question: &str| Sample { question: question.into(), ..sample.clone() };
+        assert_eq!(score(&with("3x4=?"), &translated, 9, &rules).value, 1.75);
+        assert_eq!(score(&with("What is 3x4?"), &translated, 9, &rules).value, 0.0);
         let means = Means::of(&[score(&sample, &sample.completion(), 30, &rules), score(&sample, "", 10, &rules)]);
         assert_eq!((means.value, means.correct, means.tokens), (0.875, 0.5, 20.0));
         assert_eq!(Means::of(&[]), Means::default());

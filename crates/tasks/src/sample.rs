@@ -36,6 +36,11 @@ impl Sample {
         self.answer.starts_with(self.lang.answer_mark())
     }
 
+    /// Whether the question has no word (`29x3=`), so that nobody can tell its language.
+    pub fn is_wordless(&self) -> bool {
+        self.question.split(|c: char| !c.is_alphabetic()).all(|word| word.chars().count() < 2)
+    }
+
     /// What the assistant says after the template's `<think>` and line end: reasoning, closing tag, answer.
     pub fn completion(&self) -> String {
         format!("{}\n</think>\n\n{}", self.reasoning, self.answer)
