@@ -87,9 +87,10 @@ fn costs(out: &mut String, run: &Run) -> Result<()> {
         );
     }
     let text = fs::read_to_string(run.folder.join("metrics.jsonl")).unwrap_or_default();
-    let last = text.lines().rev().find_map(|l| serde_json::from_str::<Metrics>(l).ok());
-    if let Some(m) = last {
-        let _ = writeln!(out, "\nThe last step's loss was {:.4} nats per token that counts.", m.loss);
+    let mut steps = text.lines().rev().filter_map(|l| serde_json::from_str::<Metrics>(l).ok());
+    // The loss of reinforcement learning says nothing: advantages sum to zero.
+    if let Some(m) = steps.find(|m| m.stage != Stage::Grpo.name()) {
+        let _ = writeln!(out, "\nThe last supervised step's loss was {:.4} nats per token that counts.", m.loss);
     }
     Ok(())
 }
