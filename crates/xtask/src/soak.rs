@@ -25,7 +25,7 @@ pub(crate) struct Options {
     /// Targets that run at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     jobs: u64,
-    /// Only this: a fuzz target, `kernels` or `load`
+    /// Only this: a fuzz target, `fuzz` for all of them, `kernels` or `load`
     target: Option<String>,
 }
 
@@ -45,8 +45,8 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     if options.target.as_deref().is_some_and(|only| PARTS.iter().any(|(name, _)| *name == only)) {
         return Ok(());
     }
-    if let Some(only) = &options.target {
-        ensure!(targets.contains(only), "no fuzz target {only}; there are: {}", targets.join(", "));
+    if let Some(only) = options.target.as_ref().filter(|only| *only != "fuzz") {
+        ensure!(targets.contains(only), "nothing is called {only}; there are: fuzz, kernels, load, {}", targets.join(", "));
         targets.retain(|t| t == only);
     }
     crate::output(root, &crate::cargo(), &["fuzz", "--version"])
