@@ -93,7 +93,9 @@ fn main() {
     let cpu = Cpu::training(Pool::new(threads).expect("threads"), None, products).expect("a CPU");
     let optimiser = Optimiser::new(&params, muon);
     let mut trainer = Trainer::new(params, optimiser, cpu);
-    trainer.step_rows = get(5, "4112").parse().expect("a number of rows");
+    if let Some(rows) = args.get(5) {
+        trainer.step_rows = rows.parse().expect("a number of rows");
+    }
     let mut rng = Rng::new(1, 0);
     let (mut tokens, mut clock, mut work) = (0, 0.0, 0.0);
     for step in 0..=steps {
