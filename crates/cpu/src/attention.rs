@@ -13,7 +13,7 @@ use crate::kernels::latent::{Absorb, Expand, PlainBand, Slabs, is_plain, plain_s
 use crate::kernels::packed::{Act, Columns, PackedBlock};
 use crate::kernels::rows::ToF16;
 use crate::matrix::{Held, Matrix, Wide};
-use crate::pack::{Packed, ROWS};
+use crate::pack::{Layout, Packed, ROWS};
 use crate::pool::{Grid, Rect};
 use crate::{Cpu, DEVICE};
 
@@ -232,6 +232,9 @@ impl Cpu {
         else {
             return Ok(None);
         };
+        if [km, vm].iter().any(|m| m.layout == Layout::PAIRS) {
+            return Ok(None);
+        }
         let panels = |matrix, p: HeadProj<'_>| Panels {
             matrix,
             first_row: p.first_row,

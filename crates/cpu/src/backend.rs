@@ -19,7 +19,7 @@ use crate::kernels::gemm::Strided;
 use crate::kernels::picture::{Gelu, LayerNorm};
 use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
-use crate::matrix::{Held, Matrix};
+use crate::matrix::{Held, Matrix, pairs};
 use crate::pack::{self, Layout, Packed};
 use crate::product::{Order, Part, Rounded};
 use crate::scratch::Scratch;
@@ -168,7 +168,8 @@ impl Cpu {
     /// Takes over matrices of one shape: packed where that is quicker, else as they are.
     fn take(&self, weights: &[Weight]) -> Result<Vec<Matrix>> {
         let first = &weights[0];
-        let layout = Layout::of(first.format).filter(|_| {
+        let brain = self.level == Level::Avx512 && weights.iter().all(pairs);
+        let layout = Layout::of(first.format).or(brain.then_some(Layout::PAIRS)).filter(|_| {
             // A panel of few rows would be mostly padding.
             let alike = weights.iter().all(|w| w.format == first.format);
             self.repack && self.precision == Precision::Fast && first.rows >= pack::ROWS && alike

@@ -22,7 +22,7 @@ pub(crate) enum Way {
     Widened,
     /// In bfloat16 with f32 sums.
     Brain,
-    /// By packed panels and int8 activations; plain matrices are packed panel by panel on the way.
+    /// By packed panels and activations rounded to integers; plain matrices are packed panel by panel on the way.
     Packed(Layout),
 }
 
@@ -30,12 +30,9 @@ impl Matrix {
     /// The way of a product in fast precision; `brain` says whether the machine multiplies bfloat16.
     pub(crate) fn fast_way(&self, brain: bool) -> Way {
         match self {
+            Matrix::Packed(p) if p.layout == Layout::PAIRS => Way::Brain,
             Matrix::Packed(p) => Way::Packed(p.layout),
-            Matrix::Plain(w)
-                if brain && w.format == format::BF16 && w.scales.is_none() && w.cols.is_multiple_of(32) =>
-            {
-                Way::Brain
-            }
+            Matrix::Plain(w) if brain && pairs(w) => Way::Brain,
             Matrix::Plain(w) => Layout::of(w.format).map_or(Way::Widened, Way::Packed),
         }
     }
@@ -55,6 +52,11 @@ impl Matrix {
             Matrix::Packed(p) => p.panel_bytes() / crate::pack::ROWS,
         }
     }
+}
+
+/// Whether a weight is multiplied in bfloat16 where the machine does that.
+pub(crate) fn pairs(w: &Weight) -> bool {
+    w.format == format::BF16 && w.scales.is_none() && w.cols.is_multiple_of(32)
 }
 
 /// What a `Resident` holds: one matrix, or one per expert.

@@ -12,6 +12,7 @@
 //!           5 bit: the same, then a vector whose bit g is the fifth bit of group g
 //!           6 bit: the same four, then two vectors with the upper bit pairs of groups 0–3 and 4–7
 //!           8 bit: eight vectors
+//!           BF16:  sixteen vectors, each the numbers of two columns: row l in word l, no scales
 //! scales  = F16:  per block d (16 × f16), and for the affine formats m (16 × f16)
 //!           K:    d, dmin (16 × f16), then per block 16 scales and 16 minima, a byte each
 //!           K16:  d (16 × f16), then per 16 columns 16 signed scales, a byte each
@@ -21,7 +22,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fathom_core::{FormatId, Result, Weight, format};
-use half::f16;
+use half::{bf16, f16};
 use memmap2::{Advice, Mmap, MmapMut};
 
 use crate::{DEVICE, Pool};
@@ -44,6 +45,8 @@ pub(crate) enum Scales {
     K,
     /// Super-blocks with a signed scale per 16 columns.
     K16,
+    /// None.
+    None,
 }
 
 /// A format that can be packed.
@@ -58,7 +61,10 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The layout of `format`, if it has one.
+    /// BF16 for processors that multiply it.
+    pub(crate) const PAIRS: Layout = Layout { bits: 16, offset: 0, scales: Scales::None };
+
+    /// The layout of `format` for rounding to integers, if it has one.
     pub(crate) fn of(format: FormatId) -> Option<Layout> {
         let (bits, offset, scales) = match format {
             format::Q8_0 => (8, 128, Scales::F16),
@@ -86,6 +92,7 @@ impl Layout {
             Scales::Affine => blocks * 64,
             Scales::K => 64 + GROUP * 32,
             Scales::K16 => 32 + GROUP * 32,
+            Scales::None => 0,
         };
         n.next_multiple_of(64)
     }
@@ -183,6 +190,12 @@ impl Packed {
     pub(crate) fn decode_row(&self, row: usize, out: &mut [f32]) {
         let (p, lane) = (row / ROWS, row % ROWS);
         let panel = self.panels(p..p + 1);
+        if self.layout == Layout::PAIRS {
+            for (out, vector) in out.as_chunks_mut::<2>().0.iter_mut().zip(panel.as_chunks::<64>().0) {
+                *out = [0, 2].map(|i| bf16::from_le_bytes([vector[4 * lane + i], vector[4 * lane + i + 1]]).to_f32());
+            }
+            return;
+        }
         for (b, out) in out.chunks_exact_mut(BLOCK).enumerate() {
             let (scales, codes) = self.layout.place(self.cols, b);
             let (scales, codes) = (&panel[scales..], &panel[codes..]);
@@ -228,14 +241,24 @@ fn scales_at(scales: Scales, bytes: &[u8], j: usize, lane: usize) -> [(f32, Opti
             let pair = 32 + j * 32;
             [pair, pair + 16].map(|p| (f(0) * f32::from(bytes[p + lane] as i8), None))
         }
+        Scales::None => [(1.0, None); 2],
     }
 }
 
 /// Packs rows `first..first + 16` of `w`; rows past the end are zero.
 pub(crate) fn pack_panel(layout: Layout, w: &Weight, first: usize, out: &mut [u8]) {
+    let rows = ROWS.min(w.rows - first);
+    if layout == Layout::PAIRS {
+        for l in 0..rows {
+            let words = w.row(first + l).as_chunks::<4>().0;
+            for (word, vector) in words.iter().zip(out.as_chunks_mut::<64>().0) {
+                vector[4 * l..4 * l + 4].copy_from_slice(word);
+            }
+        }
+        return;
+    }
     let f = w.format.get();
     let per_stored = f.block_elems() / BLOCK;
-    let rows = ROWS.min(w.rows - first);
     let mut stored: [&[u8]; ROWS] = [&[]; ROWS];
     for (l, s) in stored.iter_mut().enumerate().take(rows) {
         *s = w.row(first + l);
@@ -362,6 +385,7 @@ fn pack_scales(scales: Scales, format: FormatId, block: &[u8], j: usize, l: usiz
             // Stored halves of 128 columns hold eight scales each, in column order.
             (out[32 + j * 32 + l], out[48 + j * 32 + l]) = (block[192 + 2 * j], block[193 + 2 * j]);
         }
+        Scales::None => {}
     }
 }
 
@@ -386,10 +410,11 @@ mod tests {
         let mut rng = Rng::new(11, 0);
         let mut packed = 0;
         for f in FormatId::all() {
-            let Some(layout) = Layout::of(f) else { continue };
+            let pairs = (f == format::BF16).then_some(Layout::PAIRS);
+            let Some(layout) = Layout::of(f).or(pairs) else { continue };
             packed += 1;
             for (rows, blocks) in [(1, 1), (16, 2), (37, 3)] {
-                let cols = blocks * f.get().block_elems();
+                let cols = blocks * f.get().block_elems().max(BLOCK);
                 let weights = [random::weight(&mut rng, f, rows, cols), random::weight(&mut rng, f, rows, cols)];
                 let all = Packed::all(&pool, layout, &weights).unwrap();
                 for (w, p) in weights.iter().zip(&all) {
@@ -401,11 +426,11 @@ mod tests {
                     }
                 }
                 // Whole panels cost at most a tenth more than the file.
-                let stored = f.get().block_bytes() * blocks * ROWS;
+                let stored = f.get().block_bytes() * cols / f.get().block_elems() * ROWS;
                 let spare = 64; // the padding between scales and codes of a lone block
                 assert!(layout.panel_bytes(cols) * 10 <= stored * 11 + spare * 10, "{f}: {}", layout.panel_bytes(cols));
             }
         }
-        assert_eq!(packed, 8);
+        assert_eq!(packed, 9);
     }
 }

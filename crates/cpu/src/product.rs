@@ -13,12 +13,13 @@ use fathom_core::backend::Outputs;
 use fathom_core::{DType, Precision, Proj, ResidentExperts, Result, Shape, Tensor};
 
 use crate::backend::lock;
-use crate::kernels::dot::{Brain, BrainBlock, DotBlock, ToBrain};
+use crate::kernels::dot::{Brain, BrainBlock, DotBlock, PairsBlock, ToBrain};
 use crate::kernels::packed::{Act, PackedBlock, Quantise};
 use crate::kernels::rows::{AddScaled, SwiGlu};
 use crate::matrix::{Matrix, Way};
 use crate::pack::{BLOCK, Layout, ROWS, pack_panel};
 use crate::pool::{Grid, Rect};
+use crate::simd::LANES;
 use crate::{Cpu, Level};
 
 /// One projection.
@@ -185,7 +186,11 @@ impl Cpu {
                     self.packed_rect(task.worker, layout, matrix, x.acts, x.cols, bias, &mut rect);
                 }
                 (Way::Brain, Matrix::Plain(weight)) => self.isa.run(BrainBlock { weight, x: x.brains, bias, rect }),
-                (Way::Widened | Way::Brain, Matrix::Packed(_)) => unreachable!("invariant: only fast precision packs"),
+                (Way::Brain, Matrix::Packed(p)) => {
+                    let panels = p.panels(rect.first / ROWS..(rect.first + rect.width).div_ceil(ROWS));
+                    self.isa.run(PairsBlock { cols: x.cols, panels, x: x.brains, bias, rect });
+                }
+                (Way::Widened, Matrix::Packed(_)) => unreachable!("invariant: only fast precision packs"),
             }
         });
         Ok(())
@@ -339,7 +344,7 @@ impl Cpu {
         let steps = cols / 32;
         let rows = x.len() / cols;
         if brains.len() < rows * steps {
-            brains.resize(rows * steps, [[0; 32]; DIGITS]);
+            brains.resize(rows * steps, [[0; LANES]; DIGITS]);
         }
         let n = Self::grain(rows, cols);
         self.pool.chunks_mut(&mut brains[..rows * steps], n * steps, |first, out| {

@@ -177,8 +177,8 @@ fn decode<S: Simd>(s: S, weight: &Weight, row: usize, out: &mut [f32]) {
     }
 }
 
-/// 32 activations as sums of `DIGITS` bfloat16, the largest first.
-pub(crate) type Brain<const DIGITS: usize> = [[u16; 2 * LANES]; DIGITS];
+/// 32 activations as sums of `DIGITS` bfloat16, the largest first; two successive ones are a word.
+pub(crate) type Brain<const DIGITS: usize> = [[u32; LANES]; DIGITS];
 
 /// Rounds to bfloat16: a number, then what is left of it.
 pub(crate) struct ToBrain<'a, const DIGITS: usize> {
@@ -194,11 +194,14 @@ impl<const DIGITS: usize> Kernel for ToBrain<'_, DIGITS> {
             for (half, x) in x.as_chunks::<LANES>().0.iter().enumerate() {
                 let mut rest = s.load(x);
                 for digit in out.iter_mut() {
-                    let digit = &mut digit.as_chunks_mut::<LANES>().0[half];
-                    s.store_bf16(rest, digit);
+                    let mut numbers = [0; LANES];
+                    s.store_bf16(rest, &mut numbers);
                     let mut bytes = [0; 2 * LANES];
-                    for (b, v) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(digit) {
+                    for (b, v) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(numbers) {
                         *b = v.to_le_bytes();
+                    }
+                    for (word, b) in digit[half * LANES / 2..].iter_mut().zip(bytes.as_chunks::<4>().0) {
+                        *word = u32::from_le_bytes(*b);
                     }
                     rest = s.sub(rest, s.load_bf16_bytes(&bytes));
                 }
@@ -225,32 +228,23 @@ impl<const DIGITS: usize> Kernel for BrainBlock<'_, DIGITS> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let width = self.rect.width;
-        let token = self.weight.cols / (2 * LANES) * size_of::<Brain<DIGITS>>();
-        let round = (ROUND / token).max(1).next_multiple_of(4);
-        let tokens = self.rect.rows.clone();
-        for from in tokens.clone().step_by(round) {
-            let end = tokens.end.min(from + round);
-            let mut at = 0;
-            while at < width {
-                let rows = if width - at >= ROWS { ROWS } else { 1 };
-                let mut t = from;
-                while t < end {
-                    t += match (rows, end - t) {
-                        (ROWS, 4..) => self.tile::<S, ROWS, 4>(s, at, t),
-                        (ROWS, 2..) => self.tile::<S, ROWS, 2>(s, at, t),
-                        (ROWS, _) => self.tile::<S, ROWS, 1>(s, at, t),
-                        (_, 4..) => self.tile::<S, 1, 4>(s, at, t),
-                        _ => self.tile::<S, 1, 1>(s, at, t),
-                    };
-                }
-                at += rows;
+        let mut at = 0;
+        while at < width {
+            let rows = if width - at >= ROWS { ROWS } else { 1 };
+            let mut t = self.rect.rows.start;
+            while t < self.rect.rows.end {
+                let many = self.rect.rows.end - t >= 4;
+                t += match (rows, many) {
+                    (ROWS, true) => self.tile::<S, ROWS, 4>(s, at, t),
+                    (ROWS, false) => self.tile::<S, ROWS, 1>(s, at, t),
+                    (_, true) => self.tile::<S, 1, 4>(s, at, t),
+                    (_, false) => self.tile::<S, 1, 1>(s, at, t),
+                };
             }
+            at += rows;
         }
     }
 }
-
-/// Bytes of activations that stay in a core's cache while the weights of a rectangle pass by.
-const ROUND: usize = 256 << 10;
 
 impl<const DIGITS: usize> BrainBlock<'_, DIGITS> {
     #[inline(always)]
@@ -261,9 +255,6 @@ impl<const DIGITS: usize> BrainBlock<'_, DIGITS> {
         for (r, w) in w.iter_mut().enumerate() {
             *w = &self.weight.row(self.rect.first + at + r).as_chunks().0[..steps];
         }
-        // Who comes first reads ahead for the tile below: rows are about as long as pages, at whose ends processors stop reading ahead.
-        let below = (self.rect.first + at + R) * self.weight.row_bytes();
-        let next = if t == self.rect.rows.start { &self.weight.bytes.as_slice()[below..] } else { &[] };
         let mut x = [&[] as &[Brain<DIGITS>]; T];
         for (j, x) in x.iter_mut().enumerate() {
             *x = &self.x[(t + j) * steps..(t + j + 1) * steps];
@@ -272,11 +263,11 @@ impl<const DIGITS: usize> BrainBlock<'_, DIGITS> {
             for d in 0..DIGITS {
                 let mut v = [s.splat_b(0); T];
                 for j in 0..T {
-                    v[j] = s.load_pairs(&x[j][c][d]);
+                    v[j] = s.load_words(&x[j][c][d]);
                 }
                 for r in 0..R {
-                    if d == 0 {
-                        s.prefetch(next, r * self.weight.row_bytes() + c * 64);
+                    if T == 1 && d == 0 {
+                        s.prefetch(w[r].as_flattened(), c * 64 + 2048);
                     }
                     let w = s.load_b(&w[r][c]);
                     for j in 0..T {
@@ -294,4 +285,110 @@ impl<const DIGITS: usize> BrainBlock<'_, DIGITS> {
         }
         T
     }
+}
+
+/// A rectangle of `x·Wᵀ + b` for packed BF16 weights (`Layout::PAIRS`) and activations rounded to BF16. Lanes are output rows; pairs of
+/// columns are added in order, digit after digit, whatever the number of tokens.
+pub(crate) struct PairsBlock<'a, const DIGITS: usize> {
+    /// Columns, whole multiples of 32.
+    pub(crate) cols: usize,
+    /// The panels of the rectangle, one behind the other.
+    pub(crate) panels: &'a [u8],
+    /// `[tokens, cols / 32]`.
+    pub(crate) x: &'a [Brain<DIGITS>],
+    /// One per weight row.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// Where the results go.
+    pub(crate) rect: Rect<'a>,
+}
+
+/// 32 columns of a panel: sixteen vectors.
+type Vectors = [[u8; 64]; LANES];
+
+impl<const DIGITS: usize> Kernel for PairsBlock<'_, DIGITS> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let (mut t, end) = (self.rect.rows.start, self.rect.rows.end);
+        while t < end {
+            t += match end - t {
+                8.. if S::TILE >= 8 => self.tile::<S, 8>(s, t),
+                4.. if S::TILE >= 4 => self.tile::<S, 4>(s, t),
+                2.. => self.tile::<S, 2>(s, t),
+                _ => self.tile::<S, 1>(s, t),
+            };
+        }
+    }
+}
+
+impl<const DIGITS: usize> PairsBlock<'_, DIGITS> {
+    /// All panels for `T` tokens from `t` on, two at a time.
+    #[inline(always)]
+    fn tile<S: Simd, const T: usize>(&mut self, s: S, t: usize) -> usize {
+        let steps = self.cols / (2 * LANES);
+        let x: [&[Brain<DIGITS>]; T] = std::array::from_fn(|i| &self.x[(t + i) * steps..][..steps]);
+        let mut panels = self.panels.as_chunks::<64>().0.as_chunks::<LANES>().0.chunks_exact(steps);
+        let mut at = 0;
+        while let Some(a) = panels.next() {
+            at += match panels.next() {
+                Some(b) => self.write::<S, T, 2>(s, t, at, pairs_times(s, [a, b], x)),
+                None => self.write::<S, T, 1>(s, t, at, pairs_times(s, [a], x)),
+            };
+        }
+        T
+    }
+
+    #[inline(always)]
+    fn write<S: Simd, const T: usize, const P: usize>(
+        &mut self,
+        s: S,
+        t: usize,
+        at: usize,
+        sums: [[S::F; T]; P],
+    ) -> usize {
+        for (p, sums) in sums.into_iter().enumerate() {
+            let first = at + p * LANES;
+            let n = LANES.min(self.rect.width - first);
+            for (i, sum) in sums.into_iter().enumerate() {
+                let sum = match self.bias {
+                    Some(b) => s.add(sum, s.load_part(&b[self.rect.first + first..][..n])),
+                    None => sum,
+                };
+                let out = &mut self.rect.row(t + i)[first..first + n];
+                match out.as_mut_array() {
+                    Some(out) => s.store(sum, out),
+                    None => s.store_part(sum, out),
+                }
+            }
+        }
+        P * LANES
+    }
+}
+
+/// `P` panels times `T` rows of activations.
+#[inline(always)]
+fn pairs_times<S: Simd, const DIGITS: usize, const T: usize, const P: usize>(
+    s: S,
+    panels: [&[Vectors]; P],
+    x: [&[Brain<DIGITS>]; T],
+) -> [[S::F; T]; P] {
+    let mut acc = [[s.zero(); T]; P];
+    let steps = x[0].len();
+    // Cut to what is read, so that the loop checks nothing.
+    let panels = panels.map(|p| &p[..steps]);
+    let x = x.map(|x| &x[..steps]);
+    for c in 0..steps {
+        for k in 0..LANES {
+            let w = panels.map(|p| s.load_b(&p[c][k]));
+            for d in 0..DIGITS {
+                for i in 0..T {
+                    let x = s.splat_word(x[i][c][d][k]);
+                    for p in 0..P {
+                        acc[p][i] = s.dot2_bf16(acc[p][i], w[p], x);
+                    }
+                }
+            }
+        }
+    }
+    acc
 }
