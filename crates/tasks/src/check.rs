@@ -37,6 +37,16 @@ pub fn check_steps(kind: &str, reasoning: &str) -> Result<usize, StepFault> {
 
 type Found = Result<(), &'static str>;
 
+/// The first two of some numbers.
+fn two(numbers: &[u64]) -> Result<[u64; 2], &'static str> {
+    numbers.first_chunk().copied().ok_or("fewer than two numbers")
+}
+
+/// The last number but one: the quotient of a division's facts.
+fn quotient(numbers: &[u64]) -> Result<u64, &'static str> {
+    numbers.iter().rev().nth(1).copied().ok_or("no quotient")
+}
+
 struct Reader<'a> {
     kind: &'a str,
     lines: Vec<&'a str>,
@@ -44,6 +54,11 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// The line above.
+    fn above(&self, at: usize) -> Result<&str, &'static str> {
+        at.checked_sub(1).map(|i| self.lines[i]).ok_or("nothing above")
+    }
+
     fn line(&mut self, at: usize, text: &str) -> Found {
         let before = if at > 0 { self.lines[at - 1] } else { "" };
         let (main, found) = if self.kind == "base" { split_off(text) } else { (text, None) };
@@ -102,7 +117,7 @@ impl Reader<'_> {
         let facts: Vec<Vec<u64>> = facts.split(' ').map(numbers).collect();
         let op = head.chars().find(|c| !c.is_ascii_digit()).ok_or("no operation")?;
         let (a, b) = head.split_once(op).ok_or("no operation")?;
-        let digits = |t: &str| -> Vec<u64> { t.bytes().map(|d| u64::from(d - b'0')).collect() };
+        let digits = |t: &str| -> Vec<u64> { t.bytes().map(|d| u64::from(d.wrapping_sub(b'0'))).collect() };
         let from_right = |t: &str| digits(t).into_iter().rev().collect::<Vec<_>>();
         let mut made = vec![];
         let mut carry = 0;
@@ -133,7 +148,7 @@ impl Reader<'_> {
                 holds(facts.len() == a.len() && b.len() == 1, "columns do not match the header")?;
                 for (f, p) in facts.iter().zip(digits(a)) {
                     holds(
-                        f.len() == 4 && f[..2] == [10 * carry + p, digits(b)[0]],
+                        f.len() == 4 && f[..2] == [carry.wrapping_mul(10).wrapping_add(p), digits(b)[0]],
                         "a step's operands are not the header's",
                     )?;
                     holds(f[2] < 10, "a quotient digit above 9")?;
@@ -153,24 +168,26 @@ impl Reader<'_> {
         let first = numbers(self.lines[0].split(": ").next().unwrap_or(""));
         match self.kind {
             "sub" => {
-                let pair = if at == 2 { [first[1], first[0]] } else { [first[0], first[1]] };
-                holds(at > 0 && now[..2] == pair, "not the numbers compared")
+                let [a, b] = two(&first)?;
+                let pair = if at == 2 { [b, a] } else { [a, b] };
+                holds(at > 0 && two(&now)? == pair, "not the numbers compared")
             }
             "gcd" if at == 0 => Ok(()),
             "gcd" if head.contains('>') || shape(head) == "n=n" => {
                 let rest = *numbers(before).last().ok_or("nothing above")?;
-                let smaller = numbers(self.lines[at.checked_sub(2).ok_or("nothing above")?])[1];
+                let [_, smaller] = two(&numbers(self.lines[at.checked_sub(2).ok_or("nothing above")?]))?;
                 holds(now == [smaller.max(rest), smaller.min(rest)], "not the pair left over")
             }
-            "gcd" => holds(now[..2] == numbers(before)[..2], "not the pair above"),
+            "gcd" => holds(two(&now)? == two(&numbers(before))?, "not the pair above"),
             "time" => {
                 let [h, m, start_h, start_m] = first[..] else { return Err("no two times above") };
                 let todo = if m < start_m {
-                    vec![[h, 1], [m, 60], [m + 60, start_m], [h.wrapping_sub(1), start_h]]
+                    vec![[h, 1], [m, 60], [m.wrapping_add(60), start_m], [h.wrapping_sub(1), start_h]]
                 } else {
                     vec![[m, start_m], [h, start_h]]
                 };
-                holds(at >= 2 && todo.get(at - 2).is_some_and(|pair| now[..2] == *pair), "not the numbers above")
+                let wanted = at.checked_sub(2).and_then(|i| todo.get(i)).ok_or("a line too early or too many")?;
+                holds(two(&now)? == *wanted, "not the numbers above")
             }
             _ => Ok(()),
         }
@@ -264,10 +281,10 @@ impl Reader<'_> {
         let of = |line: usize| numbers(split_off(self.lines[line]).0);
         if at > 0 {
             let (now, above) = (of(at), of(at - 1));
-            holds(now[..2] == [above[above.len() - 2], above[1]], "not the quotient above")?;
+            holds(two(&now)? == [quotient(&above)?, two(&above)?[1]], "not the quotient above")?;
         }
         let last = at + 1 == self.lines.len();
-        holds(last == (of(at)[of(at).len() - 2] == 0), "ends before or after a quotient of 0")?;
+        holds(last == (quotient(&of(at))? == 0), "ends before or after a quotient of 0")?;
         let above = if at > 0 { split_off(self.lines[at - 1]).1.unwrap_or("") } else { "" };
         let main = split_off(self.lines[at]).0;
         let rest = *numbers(main).last().ok_or("no remainder")?;
@@ -285,19 +302,19 @@ impl Reader<'_> {
             holds(digits.ends_with(found), "not the digits left")?;
             return match at {
                 0 => holds(main == "0", "starts at 0"),
-                1 => holds(
-                    found.len() + 1 == self.lines[0].len() - 4 && self.lines[0][4..].starts_with(main),
-                    "not the first digit",
-                ),
+                1 => {
+                    let all = self.lines[0].get(4..).ok_or("no digits above")?;
+                    holds(found.len() + 1 == all.len() && all.starts_with(main), "not the first digit")
+                }
                 _ => holds(numbers(self.lines[at - 1]).last() == numbers(main).first(), "not the value above"),
             };
         }
         if self.all_facts(main)? {
-            let (_, digits) = split_off(self.lines[at - 1]);
-            let used = digits.and_then(|d| d.chars().next()).map(|c| u64::from(c as u8 - b'0'));
+            let (_, digits) = split_off(self.above(at)?);
+            let used = digits.and_then(|d| d.chars().next()).and_then(|c| c.to_digit(10)).map(u64::from);
             return holds(numbers(main).get(3).copied() == used || used == Some(0), "not the next digit");
         }
-        holds(numbers(self.lines[at - 1]).last() == numbers(main).first(), "not the value above")
+        holds(numbers(self.above(at)?).last() == numbers(main).first(), "not the value above")
     }
 
     fn timing(&mut self, at: usize, text: &str) -> Found {
@@ -308,7 +325,8 @@ impl Reader<'_> {
                 let (fact, word) = text.split_once(": ").ok_or("no decision")?;
                 self.facts_only(fact)?;
                 let borrow = ["borrow", "leihe"].contains(&word);
-                holds(numbers(fact) == [first[1], first[3]] && fact.contains('<') == borrow, "not the minutes above")
+                let [_, minutes, _, others] = first[..] else { return Err("no two times above") };
+                holds(numbers(fact) == [minutes, others] && fact.contains('<') == borrow, "not the minutes above")
             }
             _ if text.ends_with(" min") => {
                 let result = |line: &str| numbers(line).last().copied();
@@ -355,19 +373,20 @@ impl Reader<'_> {
         let facts = facts.trim_end_matches(" !");
         let stated: Vec<&str> = facts.split(' ').filter(|f| !f.starts_with('=')).collect();
         let numbers_of_head = numbers(head);
-        let operands = &numbers_of_head[..2];
+        let operands = &two(&numbers_of_head)?;
         if head.starts_with('?') {
             holds(operands[0] == target && given.contains(&operands[1]), "not the target or number given")?;
         } else {
             let (above, made) = self.lines[at - 1].split_once(": ").ok_or("no table above")?;
             let aside = numbers(above);
+            two(&aside)?;
             let wanted: Vec<u64> = values(made, &aside).collect();
             holds(numbers_of_head[2..] == wanted, "not the values wanted above")?;
-            holds(sorted([operands, &aside[1..]].concat()) == given, "not the numbers given")?;
+            holds(sorted([&operands[..], &aside[1..]].concat()) == given, "not the numbers given")?;
             let hits = values(facts, operands).filter(|v| wanted.contains(v)).count();
             holds(hits == usize::from(text.ends_with(" !")), "a hit is missed or invented")?;
         }
-        let of_head = |f: &&str| sorted(numbers(f)[..2].to_vec()) == sorted(operands.to_vec());
+        let of_head = |f: &&str| two(&numbers(f)).is_ok_and(|f| sorted(f.to_vec()) == sorted(operands.to_vec()));
         let strangers = stated.iter().filter(|f| !of_head(f)).count();
         let long_division = facts.matches(" =").count();
         holds(strangers == 2 * long_division, "not the operands of the line")?;
@@ -380,7 +399,7 @@ impl Reader<'_> {
         let told: Vec<(&str, &str)> =
             self.lines.get(1).map_or(vec![], |l| l.split(' ').filter_map(|t| t.split_once(sign)).collect());
         // Whom the chain has reached: the last relation's second, at first the first one told.
-        let reached = match self.lines[2..at.max(2)].last().and_then(|l| l.split_once(sign)) {
+        let reached = match self.lines.get(2..at.max(2)).unwrap_or_default().last().and_then(|l| l.split_once(sign)) {
             Some((_, winner)) => Some(winner),
             None => told.first().map(|t| t.0),
         };
@@ -411,7 +430,7 @@ fn split_off(text: &str) -> (&str, Option<&str>) {
 
 /// Digits from the right as a number.
 fn number(from_right: &[u64]) -> u64 {
-    from_right.iter().rev().fold(0, |n, d| 10 * n + d)
+    from_right.iter().rev().fold(0u64, |n, d| n.wrapping_mul(10).wrapping_add(*d))
 }
 
 /// A token with every numeral replaced by `n`.
@@ -433,8 +452,8 @@ fn fact(token: &str) -> Option<bool> {
         ("n<n", [a, b]) => a < b,
         ("n>n", [a, b]) => a > b,
         ("n=n", [a, b]) => a == b,
-        ("n+n=n", [a, b, c]) => a + b == *c,
-        ("n-n=n", [a, b, c]) => *a == b + c,
+        ("n+n=n", [a, b, c]) => a.checked_add(*b) == Some(*c),
+        ("n-n=n", [a, b, c]) => b.checked_add(*c) == Some(*a),
         ("n*n=n", [a, b, c]) => a.checked_mul(*b) == Some(*c),
         ("n=n*n+n", [a, b, c, d]) => b.checked_mul(*c).and_then(|p| p.checked_add(*d)) == Some(*a),
         ("n*n=n+n=n", [a, b, c, d, e]) => a.checked_mul(*b) == Some(*c) && c.checked_add(*d) == Some(*e),
@@ -492,7 +511,9 @@ fn walking(text: &str, before: &str) -> Found {
     let words: Vec<&str> = walk.split(' ').collect();
     let week: Vec<&str> = WEEKS.iter().find(|w| w.contains(words[0])).ok_or("no weekday")?.split(' ').collect();
     let rest = numbers(head);
-    holds(rest.last() == numbers(before).last() && words.len() as u64 == 2 * (rest[0] + 1), "not the remainder above")?;
+    let days = rest.first().ok_or("no number of days")?;
+    let all = (words.len() / 2) as u64 == days.saturating_add(1) && words.len().is_multiple_of(2);
+    holds(rest.last() == numbers(before).last() && all, "not the remainder above")?;
     let start = week.iter().position(|d| *d == words[0]).ok_or("no weekday")?;
     let right = words.chunks(2).enumerate().all(|(n, pair)| {
         let day = if back { week[(start + 7 - n % 7) % 7] } else { week[(start + n) % 7] };

@@ -1,5 +1,6 @@
 //! What every kind must keep: checked steps, verified and unique answers, disjoint splits, many phrasings.
 
+use fathom_core::rng::Rng;
 use fathom_tasks::reward::{Rules, score};
 use fathom_tasks::{
     Generator, KINDS, Lang, Mix, Sample, Split, TasksError, check_steps, pieces, word_list, write_jsonl,
@@ -78,6 +79,39 @@ fn the_checker_sees_every_changed_digit() {
         let bound = if kind.name == "compare" { 7 } else { 20 };
         assert!(missed.len() * bound <= changed, "{}: {} of {changed}: {:?}", kind.name, missed.len(), &missed[..3]);
     }
+}
+
+/// What a model writes may be anything: the checker and the rules say so, and go on.
+#[test]
+fn no_reasoning_is_too_strange() {
+    const ODD: [&str; 12] =
+        ["", " ", "\n", ": ", " | ", " =", "?", "ä", "0", "-", "99999999999999999999999", "1/0=0r0"];
+    let mut rng = Rng::new(5, 0);
+    let mut refused = 0;
+    for kind in KINDS {
+        for sample in samples(kind.name, Lang::De, Split::Train, 40) {
+            let other = samples(KINDS[rng.below(KINDS.len() as u32) as usize].name, Lang::En, Split::Train, 1).next();
+            for _ in 0..60 {
+                let mut text = sample.reasoning.clone();
+                for _ in 0..=rng.below(3) {
+                    let places: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+                    let at = |rng: &mut Rng| places[rng.below(places.len() as u32) as usize];
+                    let (a, b) = (at(&mut rng), at(&mut rng));
+                    let (from, to) = (a.min(b), a.max(b));
+                    match rng.below(5) {
+                        0 => text.replace_range(from..to, ""),
+                        1 => text.insert_str(from, &text[from..to].to_owned()),
+                        2 => text.truncate(to),
+                        3 => text.insert_str(from, ODD[rng.below(ODD.len() as u32) as usize]),
+                        _ => text.insert_str(from, &other.as_ref().unwrap().reasoning),
+                    }
+                }
+                refused += u64::from(check_steps(kind.name, &text).is_err());
+                score(&sample, &text, 1, &Rules::default());
+            }
+        }
+    }
+    assert!(refused > 20_000, "{refused}");
 }
 
 /// The arithmetic, once more, from the question itself where it has just the operands.
