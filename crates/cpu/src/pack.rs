@@ -249,10 +249,13 @@ fn scales_at(scales: Scales, bytes: &[u8], j: usize, lane: usize) -> [(f32, Opti
 pub(crate) fn pack_panel(layout: Layout, w: &Weight, first: usize, out: &mut [u8]) {
     let rows = ROWS.min(w.rows - first);
     if layout == Layout::PAIRS {
-        for l in 0..rows {
-            let words = w.row(first + l).as_chunks::<4>().0;
-            for (word, vector) in words.iter().zip(out.as_chunks_mut::<64>().0) {
-                vector[4 * l..4 * l + 4].copy_from_slice(word);
+        // Sixteen vectors at a time, which stay in the first-level cache until all rows are in them.
+        for (at, vectors) in out.chunks_mut(16 * 64).enumerate() {
+            for l in 0..rows {
+                let words = w.row(first + l)[at * 64..].as_chunks::<4>().0;
+                for (word, vector) in words.iter().zip(vectors.as_chunks_mut::<64>().0) {
+                    vector[4 * l..4 * l + 4].copy_from_slice(word);
+                }
             }
         }
         return;
