@@ -352,6 +352,11 @@ impl<'a, T> Rect<'a, T> {
         Rect { out: 0, band: 0, rows, first, width, stride: width, corner, data: data.as_mut_ptr(), life: PhantomData }
     }
 
+    /// Its columns, counted from the output's left.
+    pub fn columns(&self) -> Range<usize> {
+        self.first..self.first + self.width
+    }
+
     /// The rectangle's part of row `row` (counted from the top of the output).
     ///
     /// # Panics

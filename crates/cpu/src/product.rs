@@ -6,6 +6,7 @@
 //! Rows arrive sorted into bands, one per expert in use (a plain linear layer is one band and one expert). A task is a band times a block
 //! of a projection's outputs.
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use arrayvec::ArrayVec;
@@ -13,7 +14,7 @@ use fathom_core::backend::Outputs;
 use fathom_core::{DType, Precision, Proj, ResidentExperts, Result, Shape, Tensor};
 
 use crate::backend::lock;
-use crate::kernels::dot::{Brain, BrainBlock, DotBlock, PairsBlock, ToBrain};
+use crate::kernels::dot::{Brain, DotBlock, PairsBlock, ToBrain};
 use crate::kernels::packed::{Act, PackedBlock, Quantise};
 use crate::kernels::rows::{AddScaled, SwiGlu};
 use crate::matrix::{Matrix, Way};
@@ -153,7 +154,8 @@ impl Cpu {
             match (self.way(m), m) {
                 (Way::Widened, _) => self.scratch.reserve(DotBlock::scratch(cols)),
                 (Way::Packed(layout), Matrix::Plain(_)) => self.panels.reserve(layout.panel_bytes(cols)),
-                (Way::Packed(_), Matrix::Packed(_)) | (Way::Brain, _) => {}
+                (Way::Brain, Matrix::Plain(_)) => self.panels.reserve(Layout::PAIRS.panel_bytes(cols)),
+                (Way::Packed(_) | Way::Brain, Matrix::Packed(_)) => {}
             }
         }
     }
@@ -185,10 +187,10 @@ impl Cpu {
                 (Way::Packed(layout), _) => {
                     self.packed_rect(task.worker, layout, matrix, x.acts, x.cols, bias, &mut rect);
                 }
-                (Way::Brain, Matrix::Plain(weight)) => self.isa.run(BrainBlock { weight, x: x.brains, bias, rect }),
-                (Way::Brain, Matrix::Packed(p)) => {
-                    let panels = p.panels(rect.first / ROWS..(rect.first + rect.width).div_ceil(ROWS));
-                    self.isa.run(PairsBlock { cols: x.cols, panels, x: x.brains, bias, rect });
+                (Way::Brain, _) => {
+                    self.each_panels(task.worker, Layout::PAIRS, matrix, x.cols, rect.columns(), |panels, at| {
+                        self.isa.run(PairsBlock { cols: x.cols, panels, x: x.brains, bias, at, rect: &mut rect });
+                    });
                 }
                 (Way::Widened, Matrix::Packed(_)) => unreachable!("invariant: only fast precision packs"),
             }
@@ -209,27 +211,31 @@ impl Cpu {
         rect: &mut Rect<'_>,
     ) {
         let stride = Act::<DIGITS>::stride(cols);
-        let panels = rect.first / ROWS..(rect.first + rect.width).div_ceil(ROWS);
+        self.each_panels(worker, layout, matrix, cols, rect.columns(), |panels, at| {
+            self.isa.run(PackedBlock { layout, cols, panels, acts, stride, bias, at, rect: &mut *rect });
+        });
+    }
+
+    /// Calls `f` with the panels of the rows `columns` of a matrix, and the first one's distance from where they begin: all of them at once
+    /// of a packed matrix, one by one of one that is packed on the way.
+    fn each_panels(
+        &self,
+        worker: usize,
+        layout: Layout,
+        matrix: &Matrix,
+        cols: usize,
+        columns: Range<usize>,
+        mut f: impl FnMut(&[u8], usize),
+    ) {
+        let panels = columns.start / ROWS..columns.end.div_ceil(ROWS);
         match matrix {
-            Matrix::Packed(p) => {
-                self.isa.run(PackedBlock { layout, cols, panels: p.panels(panels), acts, stride, bias, at: 0, rect });
-            }
+            Matrix::Packed(p) => f(p.panels(panels), 0),
             Matrix::Plain(weight) => {
                 let mut panel = self.panels.lock(worker);
                 let panel = &mut panel[..layout.panel_bytes(cols)];
                 for (i, p) in panels.enumerate() {
                     pack_panel(layout, weight, p * ROWS, panel);
-                    let panels = &*panel;
-                    self.isa.run(PackedBlock {
-                        layout,
-                        cols,
-                        panels,
-                        acts,
-                        stride,
-                        bias,
-                        at: i * ROWS,
-                        rect: &mut *rect,
-                    });
+                    f(panel, i * ROWS);
                 }
             }
         }

@@ -46,7 +46,11 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
         return Ok(());
     }
     if let Some(only) = options.target.as_ref().filter(|only| *only != "fuzz") {
-        ensure!(targets.contains(only), "nothing is called {only}; there are: fuzz, kernels, load, {}", targets.join(", "));
+        ensure!(
+            targets.contains(only),
+            "nothing is called {only}; there are: fuzz, kernels, load, {}",
+            targets.join(", ")
+        );
         targets.retain(|t| t == only);
     }
     crate::output(root, &crate::cargo(), &["fuzz", "--version"])

@@ -210,102 +210,27 @@ impl<const DIGITS: usize> Kernel for ToBrain<'_, DIGITS> {
     }
 }
 
-/// One rectangle of `x·Wᵀ + b` for a BF16 weight and activations rounded to BF16. Order of additions as in [`DotBlock`], but lane l adds
-/// columns 2l and 2l + 1 of every 32, digit after digit.
-pub(crate) struct BrainBlock<'a, const DIGITS: usize> {
-    /// The weight, without scales, its rows whole multiples of 32.
-    pub(crate) weight: &'a Weight,
-    /// `[tokens, weight.cols / 32]`.
-    pub(crate) x: &'a [Brain<DIGITS>],
-    /// One per weight row.
-    pub(crate) bias: Option<&'a [f32]>,
-    /// Where the results go.
-    pub(crate) rect: Rect<'a>,
-}
-
-impl<const DIGITS: usize> Kernel for BrainBlock<'_, DIGITS> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let width = self.rect.width;
-        let mut at = 0;
-        while at < width {
-            let rows = if width - at >= ROWS { ROWS } else { 1 };
-            let mut t = self.rect.rows.start;
-            while t < self.rect.rows.end {
-                let many = self.rect.rows.end - t >= 4;
-                t += match (rows, many) {
-                    (ROWS, true) => self.tile::<S, ROWS, 4>(s, at, t),
-                    (ROWS, false) => self.tile::<S, ROWS, 1>(s, at, t),
-                    (_, true) => self.tile::<S, 1, 4>(s, at, t),
-                    (_, false) => self.tile::<S, 1, 1>(s, at, t),
-                };
-            }
-            at += rows;
-        }
-    }
-}
-
-impl<const DIGITS: usize> BrainBlock<'_, DIGITS> {
-    #[inline(always)]
-    fn tile<S: Simd, const R: usize, const T: usize>(&mut self, s: S, at: usize, t: usize) -> usize {
-        let steps = self.weight.cols / (2 * LANES);
-        let mut acc = [[s.zero(); T]; R];
-        let mut w = [&[] as &[[u8; 64]]; R];
-        for (r, w) in w.iter_mut().enumerate() {
-            *w = &self.weight.row(self.rect.first + at + r).as_chunks().0[..steps];
-        }
-        let mut x = [&[] as &[Brain<DIGITS>]; T];
-        for (j, x) in x.iter_mut().enumerate() {
-            *x = &self.x[(t + j) * steps..(t + j + 1) * steps];
-        }
-        for c in 0..steps {
-            for d in 0..DIGITS {
-                let mut v = [s.splat_b(0); T];
-                for j in 0..T {
-                    v[j] = s.load_words(&x[j][c][d]);
-                }
-                for r in 0..R {
-                    if T == 1 && d == 0 {
-                        s.prefetch(w[r].as_flattened(), c * 64 + 2048);
-                    }
-                    let w = s.load_b(&w[r][c]);
-                    for j in 0..T {
-                        acc[r][j] = s.dot2_bf16(acc[r][j], w, v[j]);
-                    }
-                }
-            }
-        }
-        for j in 0..T {
-            let first = self.rect.first + at;
-            let out = &mut self.rect.row(t + j)[at..at + R];
-            for r in 0..R {
-                out[r] = s.sum(acc[r][j]) + self.bias.map_or(0.0, |b| b[first + r]);
-            }
-        }
-        T
-    }
-}
-
-/// A rectangle of `x·Wᵀ + b` for packed BF16 weights (`Layout::PAIRS`) and activations rounded to BF16. Lanes are output rows; pairs of
-/// columns are added in order, digit after digit, whatever the number of tokens.
-pub(crate) struct PairsBlock<'a, const DIGITS: usize> {
+/// Panels of a rectangle of `x·Wᵀ + b` for packed BF16 weights (`Layout::PAIRS`) and activations rounded to BF16. Lanes are output rows;
+/// pairs of columns are added in order, digit after digit, whatever the number of tokens.
+pub(crate) struct PairsBlock<'a, 'r, const DIGITS: usize> {
     /// Columns, whole multiples of 32.
     pub(crate) cols: usize,
-    /// The panels of the rectangle, one behind the other.
+    /// The panels, one behind the other.
     pub(crate) panels: &'a [u8],
     /// `[tokens, cols / 32]`.
     pub(crate) x: &'a [Brain<DIGITS>],
     /// One per weight row.
     pub(crate) bias: Option<&'a [f32]>,
+    /// Column of the rectangle at which the first panel begins.
+    pub(crate) at: usize,
     /// Where the results go.
-    pub(crate) rect: Rect<'a>,
+    pub(crate) rect: &'a mut Rect<'r>,
 }
 
 /// 32 columns of a panel: sixteen vectors.
 type Vectors = [[u8; 64]; LANES];
 
-impl<const DIGITS: usize> Kernel for PairsBlock<'_, DIGITS> {
+impl<const DIGITS: usize> Kernel for PairsBlock<'_, '_, DIGITS> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
@@ -321,14 +246,14 @@ impl<const DIGITS: usize> Kernel for PairsBlock<'_, DIGITS> {
     }
 }
 
-impl<const DIGITS: usize> PairsBlock<'_, DIGITS> {
+impl<const DIGITS: usize> PairsBlock<'_, '_, DIGITS> {
     /// All panels for `T` tokens from `t` on, two at a time.
     #[inline(always)]
     fn tile<S: Simd, const T: usize>(&mut self, s: S, t: usize) -> usize {
         let steps = self.cols / (2 * LANES);
         let x: [&[Brain<DIGITS>]; T] = std::array::from_fn(|i| &self.x[(t + i) * steps..][..steps]);
         let mut panels = self.panels.as_chunks::<64>().0.as_chunks::<LANES>().0.chunks_exact(steps);
-        let mut at = 0;
+        let mut at = self.at;
         while let Some(a) = panels.next() {
             at += match panels.next() {
                 Some(b) => self.write::<S, T, 2>(s, t, at, pairs_times(s, [a, b], x)),

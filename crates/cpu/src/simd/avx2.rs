@@ -250,11 +250,5 @@ impl Simd for Avx2 {
             let (lo, hi) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
             [_mm256_permute2x128_si256::<0x20>(lo, hi), _mm256_permute2x128_si256::<0x31>(lo, hi)]
         }
-
-        fn prefetch(self, data: &[u8], at: usize) {
-            if let Some(line) = data.get(at) {
-                _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast())
-            }
-        }
     }
 }

@@ -194,11 +194,5 @@ impl Simd for Avx512 {
             }
             out
         }
-
-        fn prefetch(self, data: &[u8], at: usize) {
-            if let Some(line) = data.get(at) {
-                _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast())
-            }
-        }
     }
 }

@@ -148,9 +148,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
         out
     }
 
-    /// Says that the cache line at `at` (if there is one) will be read soon.
-    fn prefetch(self, data: &[u8], at: usize);
-
     /// Zero.
     #[inline(always)]
     fn zero(self) -> Self::F {

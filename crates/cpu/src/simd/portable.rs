@@ -233,7 +233,4 @@ impl Simd for Portable {
     fn bf16_pairs(self, a: [f32; 16], b: [f32; 16]) -> [u8; 64] {
         self.load_pairs(&lanes(|i| bf16::from_f32(if i % 2 == 0 { a[i / 2] } else { b[i / 2] }).to_bits()))
     }
-
-    #[inline]
-    fn prefetch(self, _data: &[u8], _at: usize) {}
 }
