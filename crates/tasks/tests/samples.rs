@@ -100,7 +100,7 @@ fn no_reasoning_is_too_strange() {
                     let (from, to) = (a.min(b), a.max(b));
                     match rng.below(5) {
                         0 => text.replace_range(from..to, ""),
-                        1 => text.insert_str(from, &text[from..to].to_owned()),
+                        1 => text = [&text[..to], &text[from..]].concat(),
                         2 => text.truncate(to),
                         3 => text.insert_str(from, ODD[rng.below(ODD.len() as u32) as usize]),
                         _ => text.insert_str(from, &other.as_ref().unwrap().reasoning),
