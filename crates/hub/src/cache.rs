@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// A model repository in the cache.
@@ -87,7 +88,7 @@ impl Repo {
             return Ok(());
         }
         // By way of a second name, so that an old link is replaced in one step.
-        let fresh = dir.join(format!(".{}.{}", etag.as_str(), std::process::id()));
+        let fresh = fresh(&path);
         match fs::remove_file(&fresh) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).on("remove", &fresh),
             _ => {}
@@ -103,7 +104,7 @@ impl Repo {
         }
         let path = self.dir.join("refs").join(revision);
         create_dir(path.parent().expect("a ref has a directory"))?;
-        let fresh = path.with_file_name(format!(".{}", std::process::id()));
+        let fresh = fresh(&path);
         fs::write(&fresh, commit).on("write", &fresh)?;
         fs::rename(&fresh, &path).on("write", &path)
     }
@@ -294,6 +295,12 @@ fn walk(dir: &Path, prefix: &str, each: &mut dyn FnMut(String, &Path)) -> Result
 
 fn blob_name(target: PathBuf) -> Option<String> {
     Some(target.file_name()?.to_string_lossy().into_owned())
+}
+
+/// A name beside `path` that no other process and no other thread uses.
+fn fresh(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    path.with_file_name(format!(".{}.{}", std::process::id(), COUNT.fetch_add(1, Relaxed)))
 }
 
 fn create_dir(dir: &Path) -> Result<()> {

@@ -71,7 +71,7 @@ impl Server {
     }
 
     fn complete(&self, model: &str) -> Value {
-        let body = json!({"model": model, "prompt": [5, 6, 7, 8], "max_tokens": 12, "temperature": 0, "logprobs": 0});
+        let body = json!({"model": model, "prompt": [5, 6, 7, 8], "max_tokens": 12, "temperature": 0, "logprobs": 0, "ignore_eos": true});
         let answer = self.send("POST", "/v1/completions", &body.to_string());
         let body = answer.split_once("\r\n\r\n").unwrap_or_default().1;
         let body: Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"));
