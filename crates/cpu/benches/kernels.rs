@@ -1,6 +1,6 @@
 //! Times of the pool and of the kernels, beside what the machine can do.
 //!
-//! `cargo bench -p fathom-cpu -- [pool] [read] [gemv] [gemm] [attend]`; nothing named runs all. Idle machine only.
+//! `cargo bench -p fathom-cpu -- [pool] [read] [gemv] [gemm] [ffn] [attend]`; nothing named runs all. Idle machine only.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -86,6 +86,24 @@ fn gemm(cpu: &Arc<Cpu>, format: FormatId, rows: usize, cols: usize, tokens: usiz
     );
 }
 
+/// A feed-forward network, whose products round activations to one digit where [`gemm`]'s take two.
+fn ffn(cpu: &Arc<Cpu>, format: FormatId, dim: usize, hidden: usize, tokens: usize) {
+    let wide = cpu.upload(&weight(format, hidden, dim)).expect("upload");
+    let down = cpu.upload(&weight(format, dim, hidden)).expect("upload");
+    let x = cpu.tensor(Shape::matrix(tokens, dim), &numbers(tokens * dim)).expect("tensor");
+    let [wide, down] = [&wide, &down].map(|weight| Proj { weight, bias: None });
+    let t = median(5, || {
+        black_box(cpu.ffn(&x, wide, wide, down).expect("ffn"));
+    });
+    let operations = 6.0 * (dim * hidden * tokens) as f64;
+    println!(
+        "ffn       {:5} {hidden:6} x {dim:5} x {tokens:4} {:8.2} ms {:7.1} GOP/s",
+        format.name(),
+        t * 1e3,
+        operations / t / 1e9
+    );
+}
+
 fn attend(cpu: &Arc<Cpu>, rows: usize, depth: usize) {
     let spec = AttendSpec { heads: 12, kv_heads: 2, head_dim: 128, v_dim: 128, scale: 0.088, mask: Mask::Causal };
     let slots = (depth + rows).next_multiple_of(64);
@@ -148,6 +166,12 @@ fn main() {
             }
             gemm(&cpu, format::Q4_K, 1536, 8960, 512);
             gemm(&cpu, format::Q4_K, 8960, 1536, 8);
+        }
+        if want("ffn") {
+            for f in packed {
+                ffn(&cpu, f, 1536, 8960, 256);
+            }
+            ffn(&cpu, format::Q4_K, 1536, 8960, 8);
         }
         if want("attend") {
             attend(&cpu, 1, 4096);

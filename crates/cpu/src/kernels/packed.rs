@@ -5,9 +5,11 @@
 //! matrix-matrix products agree bit for bit. Activations have a scale per 32 (llama.cpp: per 256 for K formats), and one
 //! digit of base 128 (int8) or two (15 bits, at twice the dot products).
 
+use std::marker::PhantomData;
+
 use crate::pack::{BLOCK, GROUP, Layout, ROWS, Scales};
 use crate::pool::Rect;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Digits, Kernel, LANES, Levels, Simd};
 
 /// Base of the digits of activations.
 const BASE: f32 = 128.0;
@@ -17,7 +19,7 @@ const BASE: f32 = 128.0;
 #[repr(C, align(16))]
 pub(crate) struct Act<const DIGITS: usize> {
     /// Digits of `q = round(127·128^(DIGITS − 1) x / largest magnitude)`, base 128, signed, the highest first.
-    digits: [[[i8; 4]; 8]; DIGITS],
+    digits: Digits<DIGITS>,
     /// `Σ x·q / Σ q²`: what fits these levels best (1.3 % less error than the largest magnitude over 127).
     scale: f32,
     /// Sums of q over the two halves.
@@ -135,12 +137,13 @@ impl Work for Columns<'_> {
             for (j, (codes, out)) in codes.chunks_exact(C::BYTES).zip(outs).enumerate() {
                 let factor = D::factor(s, head, scales, j);
                 let (groups, _) = out.as_chunks_mut::<{ 4 * LANES }>();
-                for (g, (codes, out)) in C::unpack(s, codes).into_iter().zip(groups).enumerate() {
+                for (g, out) in groups.iter_mut().enumerate() {
+                    let levels = C::group(s, codes, g);
                     for (i, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
                         // A dot product with a unit vector takes one column's level out.
                         let mut unit = [0; 4];
                         unit[i] = 1;
-                        let q = s.to_f(C::dot(s, s.splat_i(-D::OFFSET), codes, unit));
+                        let q = s.to_f(s.dot4(s.splat_i(-D::OFFSET), levels, unit));
                         let d = factor[usize::from(D::HALVES && g >= 4)];
                         s.store(if D::ADDEND { s.fma(q, d, factor[1]) } else { s.mul(q, d) }, out);
                     }
@@ -180,34 +183,35 @@ impl<const DIGITS: usize> Work for PackedBlock<'_, '_, DIGITS> {
         let mut t = self.rect.rows.start;
         let end = self.rect.rows.end;
         while t < end {
-            match end - t {
-                8.. if S::TILE >= 8 => t += self.tile::<S, C, D, 8>(s, t),
-                4.. if S::TILE >= 4 => t += self.tile::<S, C, D, 4>(s, t),
-                2.. => t += self.tile::<S, C, D, 2>(s, t),
-                _ => t += self.tile::<S, C, D, 1>(s, t),
+            t += match end - t {
+                16.. if S::TILES >= 4 => self.tile::<S, C, D, 4, 4>(s, t),
+                8.. if S::TILE >= 8 => self.tile::<S, C, D, 8, 1>(s, t),
+                4.. if S::TILE >= 4 || S::TILES >= 4 => self.tile::<S, C, D, 4, 1>(s, t),
+                2.. => self.tile::<S, C, D, 2, 1>(s, t),
+                _ => self.tile::<S, C, D, 1, 1>(s, t),
             }
         }
     }
 }
 
 impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
-    /// All panels for `T` tokens from `t` on.
+    /// All panels for `N` times `T` tokens from `t` on.
     #[inline(always)]
-    fn tile<S: Simd, C: Codes, D: Scaling, const T: usize>(&mut self, s: S, t: usize) -> usize {
-        let stride = self.stride;
-        let mut rows = [&[] as &[Act<DIGITS>]; T];
-        for (i, r) in rows.iter_mut().enumerate() {
-            *r = &self.acts[(t + i) * stride..(t + i) * stride + self.cols / BLOCK];
+    fn tile<S: Simd, C: Codes, D: Scaling, const T: usize, const N: usize>(&mut self, s: S, t: usize) -> usize {
+        let (stride, blocks) = (self.stride, self.cols / BLOCK);
+        let mut rows = [[&[] as &[Act<DIGITS>]; T]; N];
+        for (i, r) in rows.as_flattened_mut().iter_mut().enumerate() {
+            *r = &self.acts[(t + i) * stride..][..blocks];
         }
         let bytes = self.layout.panel_bytes(self.cols);
         for (p, panel) in self.panels.chunks_exact(bytes).enumerate() {
             let first = self.at + p * ROWS;
-            let sums = panel_times::<S, C, D, DIGITS, T>(s, panel, rows);
+            let sums = panel_times::<S, C, D, DIGITS, T, N>(s, panel, blocks, &rows);
             let n = ROWS.min(self.rect.width - first);
-            for (i, sum) in sums.into_iter().enumerate() {
+            for (i, sum) in sums.as_flattened().iter().enumerate() {
                 let sum = match self.bias {
-                    Some(b) => s.add(sum, s.load_part(&b[self.rect.first + first..][..n])),
-                    None => sum,
+                    Some(b) => s.add(*sum, s.load_part(&b[self.rect.first + first..][..n])),
+                    None => *sum,
                 };
                 let out = &mut self.rect.row(t + i)[first..first + n];
                 match out.as_mut_array() {
@@ -216,7 +220,7 @@ impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
                 }
             }
         }
-        T
+        N * T
     }
 }
 
@@ -227,61 +231,45 @@ fn group<C: Codes, D: Scaling>(panel: &[u8], blocks: usize) -> (&[u8], &[u8]) {
     panel[..scales + blocks * C::BYTES].split_at(scales)
 }
 
-/// A panel times `T` rows of activations. Nothing is asked for ahead: a panel is read from end to end, which the machine foresees
-/// better than we do (`LOG.md`).
+/// A panel times `N` register tiles of `T` rows of activations, which share the unpacking. Nothing is asked for ahead: a panel is
+/// read from end to end, which the machine foresees better than we do (`LOG.md`).
 #[inline(always)]
-fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usize>(
+fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usize, const N: usize>(
     s: S,
     panel: &[u8],
-    x: [&[Act<DIGITS>]; T],
-) -> [S::F; T] {
-    let mut acc = [s.zero(); T];
+    blocks: usize,
+    x: &[[&[Act<DIGITS>]; T]; N],
+) -> [[S::F; T]; N] {
+    let mut acc = [[s.zero(); T]; N];
     let (mut block, mut at) = (0, 0);
-    while block < x[0].len() {
-        let (scales, codes) = group::<C, D>(&panel[at..], GROUP.min(x[0].len() - block));
+    while block < blocks {
+        let (scales, codes) = group::<C, D>(&panel[at..], GROUP.min(blocks - block));
         at += scales.len() + codes.len();
         let head = D::head(s, scales);
         for (j, bytes) in codes.chunks_exact(C::BYTES).enumerate() {
-            let codes = C::unpack(s, bytes);
+            let levels = Block::<S, C, D, N>::new(s, bytes);
             let factor = D::factor(s, head, scales, j);
-            let start = |i: usize, half: usize| match D::OFFSET {
-                0 => 0,
-                offset => -offset * x[i][block].sums[half],
-            };
-            // Tokens innermost: eight independent sums keep the multiplier busy. One or two tokens get a sum per half
-            // for the same reason; integers do not mind the order.
-            let (mut low, mut high) = ([s.splat_i(0); T], [s.splat_i(0); T]);
-            let split = D::HALVES || T <= 2;
-            for d in 0..DIGITS {
-                for i in 0..T {
-                    if d > 0 {
-                        (low[i], high[i]) = (s.shl_i::<7>(low[i]), s.shl_i::<7>(high[i]));
-                    }
-                    if d + 1 == DIGITS && D::OFFSET != 0 {
-                        let (a, b) = (start(i, 0), start(i, 1));
-                        low[i] = s.add_i(low[i], s.splat_i(if split { a } else { a + b }));
-                        high[i] = s.add_i(high[i], s.splat_i(if split { b } else { 0 }));
-                    }
-                }
-                for (g, codes) in codes.into_iter().enumerate() {
-                    for i in 0..T {
-                        let sum = if split && g >= 4 { &mut high[i] } else { &mut low[i] };
-                        *sum = C::dot(s, *sum, codes, x[i][block].digits[d][g]);
-                    }
-                }
-            }
-            for i in 0..T {
-                let a = &x[i][block];
-                let scale = s.splat(a.scale);
+            for (x, acc) in x.iter().zip(&mut acc) {
+                let x = x.map(|x| &x[block]);
+                let digits = x.map(|a| (&a.digits, a.sums));
+                let scaled = |i: usize| s.splat(x[i].scale);
                 if D::HALVES {
-                    acc[i] = s.fma(s.to_f(low[i]), s.mul(factor[0], scale), acc[i]);
-                    acc[i] = s.fma(s.to_f(high[i]), s.mul(factor[1], scale), acc[i]);
+                    let sums = s.dots::<_, DIGITS, 2, T>(&levels, digits);
+                    for i in 0..T {
+                        let scale = scaled(i);
+                        acc[i] = s.fma(s.to_f(sums[i][0]), s.mul(factor[0], scale), acc[i]);
+                        acc[i] = s.fma(s.to_f(sums[i][1]), s.mul(factor[1], scale), acc[i]);
+                    }
                 } else {
-                    let sum = if split { s.add_i(low[i], high[i]) } else { low[i] };
-                    acc[i] = s.fma(s.to_f(sum), s.mul(factor[0], scale), acc[i]);
+                    let sums = s.dots::<_, DIGITS, 1, T>(&levels, digits);
+                    for i in 0..T {
+                        acc[i] = s.fma(s.to_f(sums[i][0]), s.mul(factor[0], scaled(i)), acc[i]);
+                    }
                 }
                 if D::ADDEND {
-                    acc[i] = s.fma(factor[1], s.splat(a.total), acc[i]);
+                    for i in 0..T {
+                        acc[i] = s.fma(factor[1], s.splat(x[i].total), acc[i]);
+                    }
                 }
             }
             block += 1;
@@ -294,12 +282,38 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usiz
 trait Codes {
     /// Bytes per block.
     const BYTES: usize;
-    /// Levels of the eight groups.
-    fn unpack<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8];
-    /// The dot product that the levels allow.
+    /// Bits of a level.
+    const BITS: u32;
+    /// Levels of group `g` of eight.
+    fn group<S: Simd>(s: S, bytes: &[u8], g: usize) -> S::B;
+}
+
+/// A packed block for `N` tiles. It is unpacked beforehand only if several tiles share it: there are more levels than AVX2 has registers.
+struct Block<'a, S: Simd, C, D, const N: usize> {
+    bytes: &'a [u8],
+    unpacked: [S::B; 8],
+    layout: PhantomData<(C, D)>,
+}
+
+impl<'a, S: Simd, C: Codes, D: Scaling, const N: usize> Block<'a, S, C, D, N> {
     #[inline(always)]
-    fn dot<S: Simd>(s: S, acc: S::I, w: S::B, x: [i8; 4]) -> S::I {
-        s.dot4_small(acc, w, x)
+    fn new(s: S, bytes: &'a [u8]) -> Self {
+        let mut unpacked = [s.splat_b(0); 8];
+        if N > 1 {
+            for (g, levels) in unpacked.iter_mut().enumerate() {
+                *levels = C::group(s, bytes, g);
+            }
+        }
+        Block { bytes, unpacked, layout: PhantomData }
+    }
+}
+
+impl<S: Simd, C: Codes, D: Scaling, const N: usize> Levels<S> for Block<'_, S, C, D, N> {
+    const BITS: u32 = C::BITS;
+    const OFFSET: i32 = D::OFFSET;
+    #[inline(always)]
+    fn group(&self, s: S, g: usize) -> S::B {
+        if N > 1 { self.unpacked[g] } else { C::group(s, self.bytes, g) }
     }
 }
 
@@ -308,21 +322,21 @@ fn vectors<const N: usize>(bytes: &[u8]) -> &[[u8; 64]; N] {
     bytes.as_chunks().0.as_array().expect("invariant: a block has as many vectors as its format says")
 }
 
+/// Levels of group `g` of four bits each: the low nibbles of the first four vectors, then the high ones.
 #[inline(always)]
-fn nibbles<S: Simd>(s: S, v: [S::B; 4]) -> [S::B; 8] {
-    let low = s.splat_b(15);
-    let h = |v| s.and(s.shr::<4>(v), low);
-    [s.and(v[0], low), s.and(v[1], low), s.and(v[2], low), s.and(v[3], low), h(v[0]), h(v[1]), h(v[2]), h(v[3])]
+fn nibbles<S: Simd, const N: usize>(s: S, v: &[[u8; 64]; N], g: usize) -> S::B {
+    let v = s.load_b(&v[g % 4]);
+    s.and(if g < 4 { v } else { s.shr::<4>(v) }, s.splat_b(15))
 }
 
 struct Codes4;
 
 impl Codes for Codes4 {
     const BYTES: usize = 256;
+    const BITS: u32 = 4;
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8] {
-        let v = vectors::<4>(bytes);
-        nibbles(s, [s.load_b(&v[0]), s.load_b(&v[1]), s.load_b(&v[2]), s.load_b(&v[3])])
+    fn group<S: Simd>(s: S, bytes: &[u8], g: usize) -> S::B {
+        nibbles(s, vectors::<4>(bytes), g)
     }
 }
 
@@ -330,21 +344,22 @@ struct Codes5;
 
 impl Codes for Codes5 {
     const BYTES: usize = 320;
+    const BITS: u32 = 5;
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8] {
+    fn group<S: Simd>(s: S, bytes: &[u8], g: usize) -> S::B {
         let v = vectors::<5>(bytes);
-        let q = nibbles(s, [s.load_b(&v[0]), s.load_b(&v[1]), s.load_b(&v[2]), s.load_b(&v[3])]);
-        let (h, bit) = (s.load_b(&v[4]), s.splat_b(16));
-        [
-            s.or(q[0], s.and(s.shl::<4>(h), bit)),
-            s.or(q[1], s.and(s.shl::<3>(h), bit)),
-            s.or(q[2], s.and(s.shl::<2>(h), bit)),
-            s.or(q[3], s.and(s.shl::<1>(h), bit)),
-            s.or(q[4], s.and(h, bit)),
-            s.or(q[5], s.and(s.shr::<1>(h), bit)),
-            s.or(q[6], s.and(s.shr::<2>(h), bit)),
-            s.or(q[7], s.and(s.shr::<3>(h), bit)),
-        ]
+        let h = s.load_b(&v[4]);
+        let h = match g {
+            0 => s.shl::<4>(h),
+            1 => s.shl::<3>(h),
+            2 => s.shl::<2>(h),
+            3 => s.shl::<1>(h),
+            4 => h,
+            5 => s.shr::<1>(h),
+            6 => s.shr::<2>(h),
+            _ => s.shr::<3>(h),
+        };
+        s.or(nibbles(s, v, g), s.and(h, s.splat_b(16)))
     }
 }
 
@@ -352,21 +367,18 @@ struct Codes6;
 
 impl Codes for Codes6 {
     const BYTES: usize = 384;
+    const BITS: u32 = 6;
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8] {
+    fn group<S: Simd>(s: S, bytes: &[u8], g: usize) -> S::B {
         let v = vectors::<6>(bytes);
-        let q = nibbles(s, [s.load_b(&v[0]), s.load_b(&v[1]), s.load_b(&v[2]), s.load_b(&v[3])]);
-        let (a, b, bits) = (s.load_b(&v[4]), s.load_b(&v[5]), s.splat_b(48));
-        [
-            s.or(q[0], s.and(s.shl::<4>(a), bits)),
-            s.or(q[1], s.and(s.shl::<2>(a), bits)),
-            s.or(q[2], s.and(a, bits)),
-            s.or(q[3], s.and(s.shr::<2>(a), bits)),
-            s.or(q[4], s.and(s.shl::<4>(b), bits)),
-            s.or(q[5], s.and(s.shl::<2>(b), bits)),
-            s.or(q[6], s.and(b, bits)),
-            s.or(q[7], s.and(s.shr::<2>(b), bits)),
-        ]
+        let h = s.load_b(&v[4 + g / 4]);
+        let h = match g % 4 {
+            0 => s.shl::<4>(h),
+            1 => s.shl::<2>(h),
+            2 => h,
+            _ => s.shr::<2>(h),
+        };
+        s.or(nibbles(s, v, g), s.and(h, s.splat_b(48)))
     }
 }
 
@@ -374,18 +386,10 @@ struct Codes8;
 
 impl Codes for Codes8 {
     const BYTES: usize = 512;
+    const BITS: u32 = 8;
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8] {
-        let v = vectors::<8>(bytes);
-        let mut out = [s.splat_b(0); 8];
-        for (o, v) in out.iter_mut().zip(v) {
-            *o = s.load_b(v);
-        }
-        out
-    }
-    #[inline(always)]
-    fn dot<S: Simd>(s: S, acc: S::I, w: S::B, x: [i8; 4]) -> S::I {
-        s.dot4(acc, w, x)
+    fn group<S: Simd>(s: S, bytes: &[u8], g: usize) -> S::B {
+        s.load_b(&vectors::<8>(bytes)[g])
     }
 }
 

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Kernel, Simd, proven};
+use super::{Digits, Kernel, Levels, Simd, proven};
 
 /// Proof of AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -53,6 +53,59 @@ impl Simd for Avx2 {
     type B = [__m256i; 2];
 
     const TILE: usize = 2;
+    const TILES: usize = 4;
+
+    /// Products of bytes are added up in 16 bits as long as they fit there (eight groups of columns for levels of four bits, four for
+    /// five, two for six), and widened once.
+    #[inline(always)]
+    fn dots<L: Levels<Self>, const D: usize, const H: usize, const T: usize>(
+        self,
+        w: &L,
+        x: [(&Digits<D>, [i32; 2]); T],
+    ) -> [[[__m256i; 2]; H]; T] {
+        let run = if L::BITS < 7 { (128 >> L::BITS).min(8 / H) } else { 1 };
+        // SAFETY: `self` proves that the machine has the instructions.
+        unsafe {
+            let mut out = [[[_mm256_setzero_si256(); 2]; H]; T];
+            for d in 0..D {
+                let weight = _mm256_set1_epi16(if d + 1 < D { 128 } else { 1 });
+                for k in 0..8 / run {
+                    let mut sums = [[_mm256_setzero_si256(); 2]; T];
+                    for g in k * run..(k + 1) * run {
+                        let w = w.group(self, g);
+                        for i in 0..T {
+                            let x = _mm256_set1_epi32(i32::from_le_bytes(x[i].0[d][g].map(|v| v as u8)));
+                            for r in 0..2 {
+                                let p = if L::BITS < 7 {
+                                    _mm256_maddubs_epi16(w[r], x)
+                                } else {
+                                    // Signed levels: 128·127·2 fits 16 bits, once.
+                                    let w = _mm256_xor_si256(w[r], _mm256_set1_epi8(-128));
+                                    _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                                };
+                                sums[i][r] = _mm256_add_epi16(sums[i][r], p);
+                            }
+                        }
+                    }
+                    for i in 0..T {
+                        let out = &mut out[i][k * run * H / 8];
+                        for r in 0..2 {
+                            out[r] = _mm256_add_epi32(out[r], _mm256_madd_epi16(sums[i][r], weight));
+                        }
+                    }
+                }
+            }
+            if L::OFFSET != 0 && L::BITS < 7 {
+                for (out, (_, [a, b])) in out.iter_mut().zip(x) {
+                    for (h, out) in out.iter_mut().enumerate() {
+                        let sum = _mm256_set1_epi32(-L::OFFSET * if H == 2 { [a, b][h] } else { a + b });
+                        *out = [_mm256_add_epi32(out[0], sum), _mm256_add_epi32(out[1], sum)];
+                    }
+                }
+            }
+            out
+        }
+    }
 
     proven! {
         fn splat(self, x: f32) -> [__m256; 2] { [_mm256_set1_ps(x); 2] }

@@ -50,6 +50,7 @@ impl Simd for Avx512 {
     type B = __m512i;
 
     const TILE: usize = 8;
+    const TILES: usize = 1;
 
     proven! {
         fn splat(self, x: f32) -> __m512 { _mm512_set1_ps(x) }

@@ -25,6 +25,19 @@ pub(crate) use portable::Portable;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// Digits of a block of 32 activations, the highest first: `[digit][group of four columns][column]`, none of them -128.
+pub(crate) type Digits<const D: usize> = [[[i8; 4]; 8]; D];
+
+/// A block of packed weights, before they are scaled: sixteen rows, 32 columns.
+pub(crate) trait Levels<S: Simd> {
+    /// Bits of a level, 4 to 6 or 8.
+    const BITS: u32;
+    /// The level that means zero; 128 if there are eight bits.
+    const OFFSET: i32;
+    /// Levels of group `g` of eight: four columns, row l's in lane l.
+    fn group(&self, s: S, g: usize) -> S::B;
+}
+
 /// Sixteen-lane vector arithmetic of one instruction set.
 pub(crate) trait Simd: Copy + Send + Sync {
     /// 16 × f32.
@@ -36,6 +49,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// Most tokens of a matrix product's register tile.
     const TILE: usize;
+    /// Register tiles that share one unpacking of a block of packed weights.
+    const TILES: usize;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -116,6 +131,55 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn dot4(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
     /// [`Simd::dot4`] for `w` below 64, which some machines do quicker.
     fn dot4_small(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
+    /// A block of packed weights times the same block of `T` rows of activations: `Σ (w − L::OFFSET)·q`, exact, over each of the `H` halves
+    /// (or the whole) of 32 columns, for `w` of `L::BITS` bits and `q = Σ_d digit_d·128^(D − 1 − d)`. Beside the digits: `Σ q` over either half.
+    #[inline(always)]
+    fn dots<L: Levels<Self>, const D: usize, const H: usize, const T: usize>(
+        self,
+        w: &L,
+        x: [(&Digits<D>, [i32; 2]); T],
+    ) -> [[Self::I; H]; T] {
+        // Tokens innermost: independent sums keep the multiplier busy. One or two tokens get a sum per half for the same reason;
+        // integers do not mind the order.
+        let split = H == 2 || T <= 2;
+        let mut groups = [self.splat_b(0); 8];
+        for (g, levels) in groups.iter_mut().enumerate() {
+            *levels = w.group(self, g);
+        }
+        let mut sums = [[self.splat_i(0); T]; 2];
+        for d in 0..D {
+            for i in 0..T {
+                if d > 0 {
+                    sums = sums.map(|mut half| {
+                        half[i] = self.shl_i::<7>(half[i]);
+                        half
+                    });
+                }
+                if d + 1 == D && L::OFFSET != 0 {
+                    let [a, b] = x[i].1.map(|sum| -L::OFFSET * sum);
+                    sums[0][i] = self.add_i(sums[0][i], self.splat_i(if split { a } else { a + b }));
+                    sums[1][i] = self.add_i(sums[1][i], self.splat_i(if split { b } else { 0 }));
+                }
+            }
+            for g in 0..8 {
+                for i in 0..T {
+                    let sum = &mut sums[usize::from(split && g >= 4)][i];
+                    *sum = if L::BITS < 7 {
+                        self.dot4_small(*sum, groups[g], x[i].0[d][g])
+                    } else {
+                        self.dot4(*sum, groups[g], x[i].0[d][g])
+                    };
+                }
+            }
+        }
+        let mut out = [[self.splat_i(0); H]; T];
+        for (i, out) in out.iter_mut().enumerate() {
+            for (h, out) in out.iter_mut().enumerate() {
+                *out = if H == 1 && split { self.add_i(sums[0][i], sums[1][i]) } else { sums[h][i] };
+            }
+        }
+        out
+    }
     /// `acc[l] + a[2l + 1]·b[2l + 1] + a[2l]·b[2l]` over bfloat16.
     fn dot2_bf16(self, acc: Self::F, a: Self::B, b: Self::B) -> Self::F;
 
