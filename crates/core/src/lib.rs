@@ -23,6 +23,7 @@ pub mod rng;
 pub mod rope;
 pub mod shape;
 pub mod tensor;
+pub mod timed;
 pub mod weight;
 
 pub use backend::{
