@@ -260,4 +260,17 @@ mod tests {
         timed.reset();
         assert!(timed.spent().is_empty());
     }
+
+    #[test]
+    fn no_method_is_forgotten() {
+        // One with a default would compile without, and the default run in place of the backend's own.
+        let of_trait = include_str!("backend.rs").split("pub trait Backend").nth(1).unwrap();
+        let names: Vec<&str> =
+            of_trait.lines().filter_map(|l| l.strip_prefix("    fn ")).filter_map(|l| l.split('(').next()).collect();
+        assert!(names.len() > 30, "{names:?}");
+        for name in names {
+            let passed_on = ["b", "behind"].map(|b| include_str!("timed.rs").contains(&format!("{b}.{name}(")));
+            assert!(passed_on.contains(&true), "{name} is not passed on");
+        }
+    }
 }
