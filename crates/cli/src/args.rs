@@ -94,6 +94,10 @@ pub(crate) struct LoadArgs {
     /// exact: float32 throughout; fast: activations rounded where that is quicker
     #[arg(long, value_name = "HOW", value_enum, help_heading = MACHINE)]
     pub(crate) precision: Option<PrecisionName>,
+
+    /// Whether weights are rearranged for speed while they are loaded [default: auto]
+    #[arg(long, value_name = "WHEN", value_enum, help_heading = MACHINE)]
+    pub(crate) repack: Option<Repack>,
 }
 
 fn isa_parser() -> impl clap::builder::TypedValueParser<Value = Level> {
@@ -146,16 +150,40 @@ impl PrecisionName {
     }
 }
 
+/// Values of `--repack`.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Repack {
+    /// Unless they and the cache would take more than 80 % of the available memory
+    #[default]
+    Auto,
+    /// Always
+    On,
+    /// Never: they stay in their mapped file, which loads at once and is slower
+    Off,
+}
+
 impl LoadArgs {
-    /// Refuses options that the reference backend has no use for.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Refuses options that the backend has no use for, in the precision asked for or else in `default`.
+    pub(crate) fn check(&self, default: Precision) -> Result<()> {
+        let repack = match self.repack {
+            None | Some(Repack::Auto) => None,
+            Some(Repack::On) => Some("--repack on"),
+            Some(Repack::Off) => Some("--repack off"),
+        };
         if self.backend == BackendName::Cpu {
-            return Ok(());
+            return match repack.filter(|_| self.precision_or(default) == Precision::Exact) {
+                Some(option) => bail!(
+                    "{option} has no effect in exact precision, in which weights always stay as they are: leave it out, \
+                     or take --precision fast"
+                ),
+                None => Ok(()),
+            };
         }
         let useless = [
             ("--threads", self.threads.is_some()),
             ("--isa", self.isa.is_some()),
             ("--precision fast", self.precision == Some(PrecisionName::Fast)),
+            (repack.unwrap_or_default(), repack.is_some()),
         ];
         match useless.iter().find(|(_, given)| *given) {
             Some((option, _)) => bail!(

@@ -12,7 +12,7 @@ use fathom_cpu::{Cpu, CpuOptions};
 use fathom_model::spec::kv_widths;
 use fathom_model::{BLOCK, Decoder, Model, ModelSpec};
 
-use crate::args::{BackendName, LoadArgs};
+use crate::args::{BackendName, LoadArgs, Repack};
 use crate::term::{self, ByteBar};
 use crate::units::{bytes, grouped};
 use crate::{machine, source};
@@ -32,6 +32,13 @@ pub(crate) enum Room {
     Tokens(usize),
     /// For so many pictures at once, each with its description.
     Pictures(usize),
+    /// For several sequences.
+    Sequences {
+        /// Tokens of the longest.
+        longest: usize,
+        /// Tokens of the cache that holds them all.
+        together: usize,
+    },
 }
 
 /// Tokens of a picture's description that room is made for.
@@ -47,8 +54,10 @@ pub(crate) struct Loaded {
     pub(crate) kv: DType,
     /// Tokens that prompt and answer may have together.
     pub(crate) context: usize,
-    /// From the first look at the files until now.
+    /// From the first look at the files until now: mapping and packing.
     pub(crate) took: Duration,
+    /// Bytes of weights that were rearranged for speed.
+    pub(crate) packed: u64,
 }
 
 /// What computes, with the level of instructions that it uses.
@@ -62,7 +71,7 @@ pub(crate) struct Device {
 impl Device {
     /// The backend that the options name, in the precision asked for, else in `default`.
     pub(crate) fn open(args: &LoadArgs, default: Precision) -> Result<Self> {
-        args.check()?;
+        args.check(default)?;
         if args.backend == BackendName::Reference {
             return Ok(Device { backend: Arc::new(Reference::new()), cpu: None });
         }
@@ -70,8 +79,11 @@ impl Device {
             threads: args.threads.map(usize::from),
             isa: args.isa,
             precision: args.precision_or(default),
-            ..CpuOptions::default()
+            repack: args.repack != Some(Repack::Off),
         })?;
+        if args.repack == Some(Repack::On) {
+            cpu.limit_packing(usize::MAX);
+        }
         Ok(Device { backend: cpu.clone(), cpu: Some(cpu) })
     }
 
@@ -103,7 +115,6 @@ pub(crate) fn load_beside<T: Send>(
     default: Precision,
     beside: impl FnOnce(&Model) -> Result<T> + Send,
 ) -> Result<(Loaded, Device, T)> {
-    args.check()?;
     let name = args.named(positional)?;
     let device = Device::open(args, default)?;
     let (loaded, made) = load_on(&device, args, name, room, beside)?;
@@ -126,7 +137,10 @@ pub(crate) fn load_on<T: Send>(
     }
     let kv = args.kv_dtype(device.backend.precision());
     let context = context(&model, kv, args, room)?;
-    make_room(device, &model, args);
+    let plan = Plan { spec: &model.spec, weights: model.archive.total_bytes(), kv };
+    let cpu = device.cpu.as_deref();
+    let before = cpu.map_or((0, 0), Cpu::packing);
+    let refused = cpu.and_then(|cpu| plan.make_room(cpu, room, context, args));
     let mut bar = ByteBar::new("loading");
     let (decoder, made) = thread::scope(|scope| {
         let other = scope.spawn(|| beside(&model));
@@ -135,22 +149,38 @@ pub(crate) fn load_on<T: Send>(
     });
     drop(bar);
     let (decoder, made) = (Arc::new(decoder?), made?);
-    if let Some(plain) = device.cpu.as_ref().map(|cpu| cpu.kept_plain_bytes()).filter(|n| *n > 0) {
+    let after = cpu.map_or((0, 0), Cpu::packing);
+    let (packed, plain) = ((after.0 - before.0) as u64, (after.1 - before.1) as u64);
+    if plain > 0 {
+        let why = match refused {
+            Some((needs, most)) => format!(
+                "packed they and the cache would take {}, and {} may be used of the memory",
+                bytes(needs),
+                bytes(most)
+            ),
+            None => "the memory holds no more of them packed".into(),
+        };
         term::note(&format!(
-            "{} of weights stay as they lie in the file for lack of memory: slower",
-            bytes(plain as u64)
+            "{} of weights stay as they lie in the file, which is slower: {why} (--repack on packs them all the same)",
+            bytes(plain)
         ));
     }
     let name = name.map_or_else(|| place.path().display().to_string(), str::to_owned);
-    Ok((Loaded { name, model, decoder, kv, context, took: start.elapsed() }, made))
+    Ok((Loaded { name, model, decoder, kv, context, took: start.elapsed(), packed }, made))
 }
 
-/// A model that memory does not hold is not packed: its weights stay in their mapped file and are read again and again.
-fn make_room(device: &Device, model: &Model, args: &LoadArgs) {
-    let budget = args.memory.or_else(machine::available_bytes);
-    if let Some(cpu) = device.cpu.as_ref().filter(|_| budget.is_some_and(|b| model.archive.total_bytes() > b)) {
-        cpu.limit_packing(0);
-    }
+/// The part of the available memory that packed weights and cache may take: the rest of the system needs some as well.
+const SHARE: (u64, u64) = (4, 5);
+
+/// Bytes that may be packed, or why nothing is: what it would take with the cache, and the most that may be taken.
+///
+/// Packed weights are as large as the file's, nearly; with the cache they must fit into what `--memory` allows and into 80 % of
+/// what is available.
+fn packing(weights: u64, cache: u64, memory: Option<u64>, available: Option<u64>) -> Result<u64, (u64, u64)> {
+    let share = available.map(|n| n / SHARE.1 * SHARE.0);
+    let Some(most) = memory.into_iter().chain(share).min() else { return Ok(u64::MAX) };
+    let needs = weights.saturating_add(cache);
+    if needs > most { Err((needs, most)) } else { Ok(most - cache) }
 }
 
 /// The context to make room for, if there is the memory for it.
@@ -169,11 +199,32 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
+    /// A model that memory does not hold beside its cache is not packed: its weights stay in their mapped file, where the system
+    /// may drop and read them again. Gives what it would have needed and what there is.
+    fn make_room(&self, cpu: &Cpu, room: Room, context: usize, args: &LoadArgs) -> Option<(u64, u64)> {
+        if args.repack.unwrap_or_default() != Repack::Auto {
+            return None;
+        }
+        let packing = packing(self.weights, self.caches(room, context), args.memory, machine::available_bytes());
+        cpu.limit_packing(usize::try_from(packing.unwrap_or(0)).unwrap_or(usize::MAX));
+        packing.err()
+    }
+
+    /// Bytes of cache for all that there is room for, of which a sequence may have `context` tokens.
+    fn caches(&self, room: Room, context: usize) -> u64 {
+        match room {
+            // Every picture takes two lanes of the cache.
+            Room::Pictures(n) => (2 * n as u64).saturating_mul(self.cache(context)),
+            Room::Sequences { together, .. } => self.cache(together.max(context)),
+            Room::Conversation | Room::Tokens(_) => self.cache(context),
+        }
+    }
+
     /// Bytes of cache for so many tokens: whole blocks, the prediction block's layer included.
     fn cache(&self, tokens: usize) -> u64 {
         let drafts = self.spec.mtp.as_ref().map_or(0, |l| kv_widths(&l.mixer).iter().sum::<usize>() * self.kv.bytes());
         let per_token = (self.spec.kv_bytes_per_token(self.kv) + drafts) as u64;
-        per_token * tokens.next_multiple_of(BLOCK) as u64
+        per_token.saturating_mul((tokens as u64).div_ceil(BLOCK as u64).saturating_mul(BLOCK as u64))
     }
 
     /// The context to make room for.
@@ -183,19 +234,17 @@ impl Plan<'_> {
     fn context(&self, room: Room, asked: Option<usize>, budget: Option<u64>) -> Result<usize> {
         let most = self.spec.context;
         let wanted = match (room, asked) {
-            (Room::Tokens(needed), Some(asked)) if asked < needed => {
+            (Room::Tokens(needed) | Room::Sequences { longest: needed, .. }, Some(asked)) if asked < needed => {
                 bail!("--context {asked} is less than the {needed} tokens needed here")
             }
             (_, Some(asked)) => asked,
-            (Room::Tokens(needed), None) => needed,
+            (Room::Tokens(needed) | Room::Sequences { longest: needed, .. }, None) => needed,
             (Room::Conversation, None) => most.min(DEFAULT_CONTEXT),
             (Room::Pictures(_), None) => {
                 let steps = self.spec.pictures.as_ref().map_or(0, fathom_model::picture::PictureSpec::steps);
                 most.min(steps + DESCRIPTION)
             }
         };
-        // Every picture takes two lanes of the cache.
-        let lanes = if let Room::Pictures(n) = room { 2 * n as u64 } else { 1 };
         if wanted > most {
             bail!(
                 "a context of {} tokens is asked for; this model was made for {}",
@@ -205,7 +254,7 @@ impl Plan<'_> {
         }
         // Weights beyond the memory stay in their mapped file.
         let held = if budget.is_some_and(|b| self.weights > b) { 0 } else { self.weights };
-        let needs = |tokens| held.saturating_add(lanes * self.cache(tokens));
+        let needs = |tokens| held.saturating_add(self.caches(room, tokens));
         let Some(budget) = budget.filter(|b| needs(wanted) > *b) else { return Ok(wanted) };
         if asked.is_none() && matches!(room, Room::Conversation) {
             // Nobody asked for so much, so what fits will do, if it is said.
@@ -224,8 +273,8 @@ impl Plan<'_> {
              take a smaller --context or a smaller file, or allow more with --memory",
             bytes(needs(wanted)),
             bytes(held),
-            bytes(lanes * self.cache(wanted)),
-            grouped(wanted as u64),
+            bytes(self.caches(room, wanted)),
+            grouped(if let Room::Sequences { together, .. } = room { together.max(wanted) } else { wanted } as u64),
             bytes(budget),
         )
     }
@@ -278,5 +327,24 @@ mod tests {
         assert!(said(context(Room::Conversation, Some(5_000), None)).contains("made for 4,096"));
         assert!(said(context(Room::Tokens(7), Some(6), None)).contains("7 tokens needed"));
         assert!(said(context(Room::Tokens(5_000), None, None)).contains("made for 4,096"));
+        // Several sequences need their caches together, and none may be longer than the model's context.
+        let four = Room::Sequences { longest: 64, together: 4 * 64 };
+        assert_eq!(context(four, None, Some(1_000_000 + 384 * 256)).unwrap(), 64);
+        assert!(said(context(four, None, Some(1_000_000 + 384 * 256 - 1))).contains("of cache for 256 tokens"));
+        assert!(said(context(four, Some(63), None)).contains("64 tokens needed"));
+        assert!(said(context(Room::Sequences { longest: 5_000, together: 9_999 }, None, None)).contains("made for"));
+    }
+
+    #[test]
+    fn nothing_is_packed_where_weights_and_cache_would_fill_the_memory() {
+        assert_eq!(packing(700, 100, None, Some(1_000)), Ok(700));
+        assert_eq!(packing(701, 100, None, Some(1_000)), Err((801, 800)));
+        assert_eq!(packing(500, 100, None, Some(1_000)), Ok(700));
+        // What a person allows holds as well, if it is less.
+        assert_eq!(packing(500, 100, Some(599), Some(1_000)), Err((600, 599)));
+        assert_eq!(packing(500, 100, Some(9_000), Some(1_000)), Ok(700));
+        assert_eq!(packing(500, 100, Some(600), None), Ok(500));
+        // Where the system does not tell, nobody can know better.
+        assert_eq!(packing(u64::MAX, 1, None, None), Ok(u64::MAX));
     }
 }

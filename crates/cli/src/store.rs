@@ -155,7 +155,7 @@ impl Models {
                 decoder.adapt(Some(&Adapter::open(dir, &model.spec)?))?;
                 let (kv, chat) = (self.load.kv_dtype(self.device.backend.precision()), chat_model(&model)?);
                 let (name, decoder) = (offer.name.clone(), Arc::new(decoder));
-                (Loaded { name, model, decoder, kv, context, took: start.elapsed() }, chat)
+                (Loaded { name, model, decoder, kv, context, took: start.elapsed(), packed: 0 }, chat)
             }
         };
         let defaults = loaded.model.defaults()?;

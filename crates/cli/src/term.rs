@@ -139,6 +139,13 @@ impl Spinner {
         Spinner(Some(bar))
     }
 
+    /// Says something else beside it.
+    pub(crate) fn label(&self, label: impl Into<Cow<'static, str>>) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(label);
+        }
+    }
+
     /// Takes it away.
     pub(crate) fn clear(&mut self) {
         if let Some(bar) = self.0.take() {

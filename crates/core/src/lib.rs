@@ -4,7 +4,7 @@
 //! Number formats ([`mod@format`]), weights as they lie in a file ([`weight`]), activations on some
 //! device ([`tensor`]), the [`Backend`] trait that turns one into the other, and two backends that need
 //! nothing else: [`mod@reference`] (slow, plain, the executable specification) and [`null`] (no data,
-//! counts operations and bytes).
+//! counts operations and bytes). [`timed`] stands in front of any of them and notes where time goes.
 //!
 //! It must not know: files, tokenizers, model families, threads, instruction sets.
 //! Start at [`backend`], then [`mod@reference`].
@@ -23,6 +23,7 @@ pub mod rng;
 pub mod rope;
 pub mod shape;
 pub mod tensor;
+pub mod timed;
 pub mod weight;
 
 pub use backend::{

@@ -72,6 +72,8 @@ pub struct Cpu {
     pub(crate) bands: Mutex<Bands>,
     /// Bytes that packed weights may still take.
     budget: AtomicUsize,
+    /// Bytes of weights that were packed.
+    packed_bytes: AtomicUsize,
     /// Bytes of weights that could have been packed but for lack of memory.
     kept_plain: AtomicUsize,
 }
@@ -132,6 +134,7 @@ impl Cpu {
             order: Mutex::default(),
             bands: Mutex::default(),
             budget: AtomicUsize::new(pack::available_memory().map_or(usize::MAX, |n| n / 5 * 4)),
+            packed_bytes: AtomicUsize::new(0),
             kept_plain: AtomicUsize::new(0),
             pool,
         }))
@@ -153,9 +156,10 @@ impl Cpu {
         self.budget.store(bytes, Relaxed);
     }
 
-    /// Bytes of weights that stayed as they were for lack of memory: products with them are slower and otherwise the same.
-    pub fn kept_plain_bytes(&self) -> usize {
-        self.kept_plain.load(Relaxed)
+    /// Bytes of all weights that were packed so far, and of those that stayed as they were for lack of memory: products with
+    /// them are slower and otherwise the same.
+    pub fn packing(&self) -> (usize, usize) {
+        (self.packed_bytes.load(Relaxed), self.kept_plain.load(Relaxed))
     }
 
     /// Rows per task when each costs about `cost` element operations: all of them if together they take less than waking a
@@ -177,9 +181,8 @@ impl Cpu {
         let layout = layout.filter(|l| {
             let need = weights.len() * first.rows.div_ceil(pack::ROWS) * l.panel_bytes(first.cols);
             let took = self.budget.fetch_update(Relaxed, Relaxed, |free| free.checked_sub(need)).is_ok();
-            if !took {
-                self.kept_plain.fetch_add(weights.iter().map(Weight::total_bytes).sum(), Relaxed);
-            }
+            let counter = if took { &self.packed_bytes } else { &self.kept_plain };
+            counter.fetch_add(weights.iter().map(Weight::total_bytes).sum(), Relaxed);
             took
         });
         match layout {

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use fathom_core::Result;
+use memmap2::MmapMut;
 
 use crate::isa::Level;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Isa, Kernel, Simd};
 use crate::{Pool, pack};
 
 /// Bytes read per pass: far more than any cache holds.
@@ -32,6 +33,39 @@ impl Kernel for Read<'_> {
     }
 }
 
+/// Half a gigabyte in huge pages, to be read again and again: a machine that is shared reads faster in one minute than in the
+/// next, so its bandwidth is measured between the things that are compared with it.
+pub struct BandwidthProbe {
+    memory: MmapMut,
+    isa: Isa,
+}
+
+impl BandwidthProbe {
+    /// Bytes that a probe holds as long as it lives.
+    pub const BYTES: usize = BYTES;
+
+    /// Takes the memory and writes it once.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn new(pool: &Pool) -> Result<Self> {
+        let (_, isa) = Level::choose(None)?;
+        let mut memory = pack::memory(BYTES)?;
+        pool.chunks_mut(&mut memory, TASK, |_, part| part.fill(1));
+        Ok(BandwidthProbe { memory, isa })
+    }
+
+    /// Bytes per second that the pool's threads read together in one pass, some hundredths of a second.
+    pub fn measure(&self, pool: &Pool) -> f64 {
+        let start = Instant::now();
+        pool.run(BYTES / TASK, |task| {
+            let part = &self.memory[task.index * TASK..(task.index + 1) * TASK];
+            assert_eq!(self.isa.run(Read(part)), 64, "invariant: memory holds what was written");
+        });
+        BYTES as f64 / start.elapsed().as_secs_f64()
+    }
+}
+
 /// Bytes per second that the pool's threads read together: the best of several passes over memory in huge pages.
 ///
 /// Takes half a gigabyte for its time, about a second.
@@ -39,17 +73,6 @@ impl Kernel for Read<'_> {
 /// # Errors
 /// If there is no memory for it.
 pub fn read_bandwidth(pool: &Pool) -> Result<f64> {
-    let (_, isa) = Level::choose(None)?;
-    let mut memory = pack::memory(BYTES)?;
-    pool.chunks_mut(&mut memory, TASK, |_, part| part.fill(1));
-    let mut best = 0f64;
-    for _ in 0..6 {
-        let start = Instant::now();
-        pool.run(BYTES / TASK, |task| {
-            let part = &memory[task.index * TASK..(task.index + 1) * TASK];
-            assert_eq!(isa.run(Read(part)), 64, "invariant: memory holds what was written");
-        });
-        best = best.max(BYTES as f64 / start.elapsed().as_secs_f64());
-    }
-    Ok(best)
+    let probe = BandwidthProbe::new(pool)?;
+    Ok((0..6).map(|_| probe.measure(pool)).fold(0.0, f64::max))
 }

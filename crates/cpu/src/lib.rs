@@ -24,14 +24,16 @@ mod kernels;
 mod matrix;
 mod optim;
 mod pack;
+mod peak;
 mod picture;
 mod product;
 mod scratch;
 
 pub use backend::{Cpu, CpuOptions};
-pub use bandwidth::read_bandwidth;
+pub use bandwidth::{BandwidthProbe, read_bandwidth};
 pub use gemm::Products;
 pub use isa::Level;
+pub use peak::{Peak, arithmetic_peak};
 pub use pool::Pool;
 
 /// Name of the device.
