@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use fathom_core::reference::Reference;
 use fathom_core::{Backend, DType, Precision};
 use fathom_cpu::{Cpu, CpuOptions};
-use fathom_model::spec::kv_widths;
+use fathom_model::spec::kv_width;
 use fathom_model::{BLOCK, Decoder, Model, ModelSpec};
 
 use crate::args::{BackendName, LoadArgs};
@@ -171,7 +171,7 @@ struct Plan<'a> {
 impl Plan<'_> {
     /// Bytes of cache for so many tokens: whole blocks, the prediction block's layer included.
     fn cache(&self, tokens: usize) -> u64 {
-        let drafts = self.spec.mtp.as_ref().map_or(0, |l| kv_widths(&l.mixer).iter().sum::<usize>() * self.kv.bytes());
+        let drafts = self.spec.mtp.as_ref().map_or(0, |l| kv_width(&l.mixer) * self.kv.bytes());
         let per_token = (self.spec.kv_bytes_per_token(self.kv) + drafts) as u64;
         per_token * tokens.next_multiple_of(BLOCK) as u64
     }

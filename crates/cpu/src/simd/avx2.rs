@@ -53,6 +53,18 @@ impl Simd for Avx2 {
     type B = [__m256i; 2];
 
     const TILE: usize = 2;
+    const QUERIES: usize = 6;
+
+    #[inline(always)]
+    fn fetch<T>(self, x: &T) {
+        // SAFETY: asking ahead touches no memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()) }
+    }
+    #[inline(always)]
+    fn fetch_far<T>(self, x: &T) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()) }
+    }
 
     proven! {
         fn splat(self, x: f32) -> [__m256; 2] { [_mm256_set1_ps(x); 2] }

@@ -36,6 +36,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// Most tokens of a matrix product's register tile.
     const TILE: usize;
+    /// Most queries of attention's register tile.
+    const QUERIES: usize;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -146,6 +148,18 @@ pub(crate) trait Simd: Copy + Send + Sync {
             *v = self.load_words(&words.map(|row| row[l]));
         }
         out
+    }
+
+    /// Asks for the cache line of `x` in the first-level cache.
+    #[inline(always)]
+    fn fetch<T>(self, x: &T) {
+        let _ = x;
+    }
+
+    /// Asks for the cache line of `x` in the second-level cache.
+    #[inline(always)]
+    fn fetch_far<T>(self, x: &T) {
+        let _ = x;
     }
 
     /// Zero.

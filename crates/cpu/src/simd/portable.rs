@@ -39,6 +39,7 @@ impl Simd for Portable {
     type B = [u8; 64];
 
     const TILE: usize = 2;
+    const QUERIES: usize = 2;
 
     #[inline]
     fn splat(self, x: f32) -> [f32; 16] {
