@@ -78,6 +78,18 @@ pub struct AttendSpec {
     pub mask: Mask,
 }
 
+impl AttendSpec {
+    /// The cache stream of its keys.
+    pub fn keys(&self) -> KvStream {
+        KvStream::Keys { heads: self.kv_heads, dim: self.head_dim }
+    }
+
+    /// The cache stream of its values.
+    pub fn values(&self) -> KvStream {
+        KvStream::Values { heads: self.kv_heads, dim: self.v_dim }
+    }
+}
+
 /// How latent attention is computed; the results are equal up to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LatentForm {
@@ -102,6 +114,13 @@ pub struct LatentSpec {
     pub v_dim: usize,
     /// Factor on the scores before softmax.
     pub scale: f32,
+}
+
+impl LatentSpec {
+    /// The stream of its cache.
+    pub fn latents(&self) -> KvStream {
+        KvStream::Latents { width: self.rank + self.rope }
+    }
 }
 
 /// Consecutive rows of a batch that belong to one sequence.
@@ -137,10 +156,46 @@ impl Spans<'_> {
     }
 }
 
-/// One stream of one layer's cache: `slots` rows of `width` numbers.
+/// What the rows of a cache stream are, which is what a backend needs to know to lay them out well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvStream {
+    /// Keys of every key and value head.
+    Keys {
+        /// Heads.
+        heads: usize,
+        /// Width of a head.
+        dim: usize,
+    },
+    /// Values of every key and value head.
+    Values {
+        /// Heads.
+        heads: usize,
+        /// Width of a head.
+        dim: usize,
+    },
+    /// Latents with their rotated keys, which all heads share.
+    Latents {
+        /// Width of both.
+        width: usize,
+    },
+}
+
+impl KvStream {
+    /// Numbers per token.
+    pub fn width(self) -> usize {
+        match self {
+            KvStream::Keys { heads, dim } | KvStream::Values { heads, dim } => heads * dim,
+            KvStream::Latents { width } => width,
+        }
+    }
+}
+
+/// One stream of one layer's cache: `slots` rows, in an order that only the backend knows.
 pub struct KvCache {
-    /// Memory, `[slots, width]`.
+    /// Memory; its shape is `[slots, width]`, whatever lies where in it.
     pub data: Tensor,
+    /// What the rows are.
+    pub stream: KvStream,
 }
 
 impl KvCache {
@@ -306,7 +361,7 @@ pub trait Backend: Send + Sync {
     fn rope(&self, x: Tensor, table: &Tensor, heads: usize, first: usize, layout: RopeLayout) -> Result<Tensor>;
 
     /// An empty cache stream.
-    fn kv_alloc(&self, slots: usize, width: usize, dtype: DType) -> Result<KvCache>;
+    fn kv_alloc(&self, slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache>;
 
     /// Writes row i of `x` to slot `slots[i]`.
     fn kv_write(&self, cache: &mut KvCache, x: &Tensor, slots: &[u32]) -> Result<()>;

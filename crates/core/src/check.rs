@@ -4,8 +4,8 @@
 //! Where an operation's output shape is not obvious from its arguments, the function returns it.
 
 use crate::{
-    AttendSpec, ConvSpec, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvView, LatentSpec, Outputs, Proj,
-    Resident, ResidentExperts, Result, RouteSpec, Routing, Shape, Spans, Tensor, Weight,
+    AttendSpec, ConvSpec, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvStream, KvView, LatentSpec, Outputs,
+    Proj, Resident, ResidentExperts, Result, RouteSpec, Routing, Shape, Spans, Tensor, Weight,
 };
 
 /// Checks a shape condition of a tensor argument.
@@ -153,6 +153,12 @@ pub fn rope(x: &Tensor, table: &Tensor, heads: usize, first: usize) -> Result<us
     Ok(head_dim)
 }
 
+fn stream(op: &'static str, arg: &'static str, cache: &KvCache, expected: KvStream) -> Result<()> {
+    that(cache.stream == expected, op, arg, cache.data.shape, || {
+        format!("a cache of {expected:?}, not {:?}", cache.stream)
+    })
+}
+
 /// `x` has the cache's width and a slot per row.
 pub fn kv_write(cache: &KvCache, x: &Tensor, slots: &[u32]) -> Result<()> {
     let op = "kv_write";
@@ -205,7 +211,11 @@ pub fn attend(q: &Tensor, kv: KvView<'_>, sp: &Spans<'_>, spec: &AttendSpec) -> 
             that(k.rows() == q.rows(), op, "k", k.shape, || format!("{} rows", q.rows()))?;
             (k, v, None)
         }
-        KvView::Paged { k, v } => (&k.data, &v.data, Some(k.slots())),
+        KvView::Paged { k, v } => {
+            stream(op, "k", k, spec.keys())?;
+            stream(op, "v", v, spec.values())?;
+            (&k.data, &v.data, Some(k.slots()))
+        }
     };
     that(k.cols() == groups * spec.head_dim, op, "k", k.shape, || format!("[rows, {groups} × {}]", spec.head_dim))?;
     that(v.cols() == groups * spec.v_dim && v.rows() == k.rows(), op, "v", v.shape, || {
@@ -227,9 +237,7 @@ pub fn attend_latent(
     let op = "attend_latent";
     let width = spec.nope + spec.rope;
     that(q.cols() == spec.heads * width, op, "q", q.shape, || format!("[tokens, {} × {width}]", spec.heads))?;
-    that(cache.width() == spec.rank + spec.rope, op, "cache", cache.data.shape, || {
-        format!("[slots, {} + {}]", spec.rank, spec.rope)
-    })?;
+    stream(op, "cache", cache, spec.latents())?;
     for (arg, p, features) in [("k", k, spec.nope), ("v", v, spec.v_dim)] {
         let (rows, cols) = if p.transposed { (spec.rank, features) } else { (features, spec.rank) };
         that(p.head_rows == rows && p.weight.cols == cols, op, arg, Shape::matrix(p.head_rows, p.weight.cols), || {

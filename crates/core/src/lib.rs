@@ -27,8 +27,8 @@ pub mod timed;
 pub mod weight;
 
 pub use backend::{
-    AttendSpec, Backend, ConvSpec, GroupNormSpec, HeadProj, KvCache, KvView, LatentForm, LatentSpec, Mask, Outputs,
-    Precision, Proj, RouteSpec, Routing, Score, Span, Spans,
+    AttendSpec, Backend, ConvSpec, GroupNormSpec, HeadProj, KvCache, KvStream, KvView, LatentForm, LatentSpec, Mask,
+    Outputs, Precision, Proj, RouteSpec, Routing, Score, Span, Spans,
 };
 pub use dtype::DType;
 pub use error::{Error, Result};

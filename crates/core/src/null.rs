@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::backend::Outputs;
 use crate::{
-    AttendSpec, Backend, Buffer, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvView, LatentForm,
-    LatentSpec, Mask, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing,
-    Shape, Span, Spans, Storage, Tensor, Weight, check,
+    AttendSpec, Backend, Buffer, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvStream, KvView,
+    LatentForm, LatentSpec, Mask, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec,
+    Routing, Shape, Span, Spans, Storage, Tensor, Weight, check,
 };
 
 const DEVICE: &str = "null";
@@ -247,8 +247,8 @@ impl Backend for Null {
         Ok(x)
     }
 
-    fn kv_alloc(&self, slots: usize, width: usize, dtype: DType) -> Result<KvCache> {
-        Ok(KvCache { data: tensor(Shape::matrix(slots, width), dtype) })
+    fn kv_alloc(&self, slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache> {
+        Ok(KvCache { data: tensor(Shape::matrix(slots, stream.width()), dtype), stream })
     }
 
     fn kv_write(&self, cache: &mut KvCache, x: &Tensor, slots: &[u32]) -> Result<()> {

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use crate::backend::Outputs;
 use crate::{
-    AttendSpec, Backend, ConvSpec, DType, Experts, GroupNormSpec, HeadProj, KvCache, KvView, LatentSpec, Precision,
-    Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Spans, Tensor, Weight,
+    AttendSpec, Backend, ConvSpec, DType, Experts, GroupNormSpec, HeadProj, KvCache, KvStream, KvView, LatentSpec,
+    Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Spans,
+    Tensor, Weight,
 };
 
 /// An operation, told apart by the width of its outputs where that says which of a model's products it is.
@@ -97,8 +98,8 @@ impl Backend for Timed {
         self.behind.upload_conv(weight, kernel)
     }
 
-    fn kv_alloc(&self, slots: usize, width: usize, dtype: DType) -> Result<KvCache> {
-        self.behind.kv_alloc(slots, width, dtype)
+    fn kv_alloc(&self, slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache> {
+        self.behind.kv_alloc(slots, stream, dtype)
     }
 
     fn tensor(&self, shape: Shape, data: &[f32]) -> Result<Tensor> {

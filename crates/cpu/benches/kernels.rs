@@ -1,14 +1,14 @@
 //! Times of the pool and of the kernels, beside what the machine can do.
 //!
-//! `cargo bench -p fathom-cpu -- [pool] [read] [gemv] [gemm] [ffn] [attend]`; nothing named runs all. Idle machine only.
+//! `cargo bench -p fathom-cpu -- [pool] [read] [gemv] [gemm] [ffn] [attend] [latent]`; nothing named runs all. Idle machine only.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
 use fathom_core::{
-    AttendSpec, Backend, Bytes, DType, FormatId, KvView, LatentForm, Mask, Precision, Proj, Shape, Span, Spans, Weight,
-    format,
+    AttendSpec, Backend, Bytes, DType, FormatId, HeadProj, KvCache, KvStream, KvView, LatentForm, LatentSpec, Mask,
+    Precision, Proj, Shape, Span, Spans, Weight, format,
 };
 use fathom_cpu::{Cpu, CpuOptions, Level, Pool, read_bandwidth};
 
@@ -104,31 +104,87 @@ fn ffn(cpu: &Arc<Cpu>, format: FormatId, dim: usize, hidden: usize, tokens: usiz
     );
 }
 
-fn attend(cpu: &Arc<Cpu>, rows: usize, depth: usize) {
-    let spec = AttendSpec { heads: 12, kv_heads: 2, head_dim: 128, v_dim: 128, scale: 0.088, mask: Mask::Causal };
-    let slots = (depth + rows).next_multiple_of(64);
-    let mut k = cpu.kv_alloc(slots, 256, DType::F16).expect("cache");
-    let mut v = cpu.kv_alloc(slots, 256, DType::F16).expect("cache");
-    let x = cpu.tensor(Shape::matrix(slots, 256), &numbers(slots * 256)).expect("tensor");
-    let all: Vec<u32> = (0..slots as u32).collect();
-    cpu.kv_write(&mut k, &x, &all).expect("write");
-    cpu.kv_write(&mut v, &x, &all).expect("write");
-    let tables: Vec<u32> = (0..slots as u32 / 64).collect();
-    let spans = [Span { row: 0, rows, start: depth, table: 0, form: LatentForm::Plain }];
-    let spans = Spans { spans: &spans, tables: &tables, block: 64 };
-    let q = cpu.tensor(Shape::matrix(rows, 12 * 128), &numbers(rows * 12 * 128)).expect("tensor");
+/// Rows at a depth, and what attention over them costs.
+struct Scene {
+    tables: Vec<u32>,
+    spans: [Span; 1],
+    slots: usize,
+}
+
+impl Scene {
+    fn new(rows: usize, depth: usize, form: LatentForm) -> Scene {
+        let slots = (depth + rows).next_multiple_of(64);
+        let spans = [Span { row: 0, rows, start: depth, table: 0, form }];
+        Scene { tables: (0..slots as u32 / 64).collect(), spans, slots }
+    }
+
+    fn view(&self) -> Spans<'_> {
+        Spans { spans: &self.spans, tables: &self.tables, block: 64 }
+    }
+
+    fn cache(&self, cpu: &Arc<Cpu>, stream: KvStream, dtype: DType) -> KvCache {
+        let mut cache = cpu.kv_alloc(self.slots, stream, dtype).expect("cache");
+        let width = stream.width();
+        let x = cpu.tensor(Shape::matrix(self.slots, width), &numbers(self.slots * width)).expect("tensor");
+        let all: Vec<u32> = (0..self.slots as u32).collect();
+        cpu.kv_write(&mut cache, &x, &all).expect("write");
+        cache
+    }
+
+    /// `work` multiplications per query row and position seen, `once` per position, `bytes` of cache per position.
+    fn report(&self, what: &str, seconds: f64, work: usize, once: usize, bytes: usize) {
+        let Span { rows, start, .. } = self.spans[0];
+        let seen: usize = (0..rows).map(|i| start + i + 1).sum();
+        println!(
+            "attend    {what:24} {rows:4} rows at {start:6} {:9.1} us {:7.1} GMAC/s {:7.1} GB/s of cache",
+            seconds * 1e6,
+            (seen * work + (start + rows) * once) as f64 / seconds / 1e9,
+            ((start + rows) * bytes) as f64 / seconds / 1e9
+        );
+    }
+}
+
+/// Caches for several layers, so that each call finds its own in memory and not in the processor.
+const LAYERS: usize = 4;
+
+fn attend(cpu: &Arc<Cpu>, heads: usize, kv_heads: usize, head_dim: usize, rows: usize, depth: usize) {
+    let spec = AttendSpec { heads, kv_heads, head_dim, v_dim: head_dim, scale: 0.088, mask: Mask::Causal };
+    let scene = Scene::new(rows, depth, LatentForm::Plain);
+    let caches: Vec<_> = (0..LAYERS)
+        .map(|_| (scene.cache(cpu, spec.keys(), DType::F16), scene.cache(cpu, spec.values(), DType::F16)))
+        .collect();
+    let q = cpu.tensor(Shape::matrix(rows, heads * head_dim), &numbers(rows * heads * head_dim)).expect("tensor");
     let t = median(9, || {
-        black_box(cpu.attend(&q, KvView::Paged { k: &k, v: &v }, &spans, &spec).expect("attend"));
-    });
-    let seen: usize = (0..rows).map(|i| depth + i + 1).sum();
-    let operations = 4.0 * (seen * 12 * 128) as f64;
-    let bytes = ((depth + rows) * 256 * 2 * 2) as f64;
-    println!(
-        "attend    {rows:4} rows at {depth:6}      {:8.1} us {:7.1} GFLOP/s {:7.1} GB/s of cache",
-        t * 1e6,
-        operations / t / 1e9,
-        bytes / t / 1e9
-    );
+        for (k, v) in &caches {
+            black_box(cpu.attend(&q, KvView::Paged { k, v }, &scene.view(), &spec).expect("attend"));
+        }
+    }) / LAYERS as f64;
+    let name = format!("{heads}/{kv_heads} heads of {head_dim}");
+    scene.report(&name, t, 2 * heads * head_dim, 0, 2 * 2 * kv_heads * head_dim);
+}
+
+fn attend_latent(cpu: &Arc<Cpu>, heads: usize, form: LatentForm, rows: usize, depth: usize) {
+    let (rank, nope, rope, v_dim) = (512, 128, 64, 128);
+    let spec = LatentSpec { heads, rank, nope, rope, v_dim, scale: 0.07 };
+    let scene = Scene::new(rows, depth, form);
+    let caches: Vec<_> = (0..LAYERS).map(|_| scene.cache(cpu, spec.latents(), DType::F16)).collect();
+    let wk = cpu.upload(&weight(format::Q8_0, heads * rank, nope)).expect("upload");
+    let wv = cpu.upload(&weight(format::Q8_0, heads * v_dim, rank)).expect("upload");
+    let k = HeadProj { weight: &wk, first_row: 0, head_stride: rank, head_rows: rank, transposed: true };
+    let v = HeadProj { weight: &wv, first_row: 0, head_stride: v_dim, head_rows: v_dim, transposed: false };
+    let width = heads * (nope + rope);
+    let q = cpu.tensor(Shape::matrix(rows, width), &numbers(rows * width)).expect("tensor");
+    let t = median(9, || {
+        for cache in &caches {
+            black_box(cpu.attend_latent(&q, cache, k, v, &scene.view(), &spec).expect("attend"));
+        }
+    }) / LAYERS as f64;
+    let projections = heads * rank * (nope + v_dim);
+    let (work, once) = match form {
+        LatentForm::Plain => (heads * (nope + rope + v_dim), projections),
+        LatentForm::Absorbed => (heads * (2 * rank + rope), 0),
+    };
+    scene.report(&format!("{form:?}, {heads} heads"), t, work, once, 2 * (rank + rope));
 }
 
 fn main() {
@@ -174,8 +230,20 @@ fn main() {
             ffn(&cpu, format::Q4_K, 1536, 8960, 8);
         }
         if want("attend") {
-            attend(&cpu, 1, 4096);
-            attend(&cpu, 512, 0);
+            for (heads, kv_heads) in [(12, 2), (32, 8), (32, 32)] {
+                for (rows, depth) in [(1, 512), (1, 4096), (1, 16384), (4, 4096), (512, 0), (512, 3584)] {
+                    attend(&cpu, heads, kv_heads, 128, rows, depth);
+                }
+            }
+        }
+        if want("latent") {
+            for (rows, depth) in [(1, 512), (1, 4096), (1, 16384), (4, 4096)] {
+                attend_latent(&cpu, 16, LatentForm::Absorbed, rows, depth);
+            }
+            attend_latent(&cpu, 128, LatentForm::Absorbed, 1, 4096);
+            for (rows, depth) in [(512, 0), (512, 3584)] {
+                attend_latent(&cpu, 16, LatentForm::Plain, rows, depth);
+            }
         }
     }
 }

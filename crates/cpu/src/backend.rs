@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fathom_core::backend::Outputs;
 use fathom_core::host::{HostArena, HostData, HostStorage};
 use fathom_core::{
-    AttendSpec, Backend, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvView, LatentSpec,
-    Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Spans,
-    Tensor, Weight, check,
+    AttendSpec, Backend, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvStream, KvView,
+    LatentSpec, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape,
+    Spans, Tensor, Weight, check,
 };
 
 use crate::attention::Bands;
@@ -19,6 +19,7 @@ use crate::kernels::gemm::Strided;
 use crate::kernels::picture::{Gelu, LayerNorm};
 use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
+use crate::kv;
 use crate::matrix::{Held, Matrix, pairs};
 use crate::pack::{self, Layout, Packed};
 use crate::product::{Order, Part, Rounded};
@@ -172,7 +173,7 @@ impl Cpu {
     /// Takes over matrices of one shape: packed where that is quicker, else as they are.
     fn take(&self, weights: &[Weight]) -> Result<Vec<Matrix>> {
         let first = &weights[0];
-        let brain = self.level == Level::Avx512 && weights.iter().all(pairs);
+        let brain = self.level != Level::Portable && weights.iter().all(pairs);
         let layout = Layout::of(first.format).or(brain.then_some(Layout::PAIRS)).filter(|_| {
             // A panel of few rows would be mostly padding.
             let alike = weights.iter().all(|w| w.format == first.format);
@@ -381,36 +382,33 @@ impl Backend for Cpu {
         Ok(x)
     }
 
-    fn kv_alloc(&self, slots: usize, width: usize, dtype: DType) -> Result<KvCache> {
+    fn kv_alloc(&self, slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache> {
         if dtype == DType::U32 {
             return Err(Error::Type { op: "kv_alloc", expected: "f32 or f16", found: dtype.name() });
         }
-        Ok(KvCache { data: self.arena.alloc(Shape::matrix(slots, width), dtype) })
+        let shape = Shape::matrix(slots, stream.width());
+        let mut data = self.arena.alloc(Shape::matrix(kv::rows(slots), stream.width()), dtype);
+        data.shape = shape;
+        Ok(KvCache { data, stream })
     }
 
     fn kv_write(&self, cache: &mut KvCache, x: &Tensor, slots: &[u32]) -> Result<()> {
         check::kv_write(cache, x, slots)?;
-        let width = cache.width();
-        let xs = self.arena.f32s("kv_write", x)?;
-        let data = self.cache_mut("kv_write", cache)?;
-        for (row, &slot) in xs.chunks_exact(width).zip(slots) {
-            let at = slot as usize * width..(slot as usize + 1) * width;
-            match data {
-                HostData::F32(v) => v[at].copy_from_slice(row),
-                HostData::F16(v) => self.isa.run(crate::kernels::rows::ToF16 { x: row, out: &mut v[at] }),
-                HostData::U32(_) => unreachable!("invariant: kv_alloc makes no such cache"),
-            }
+        let (stream, x) = (cache.stream, self.arena.f32s("kv_write", x)?);
+        match self.cache_mut("kv_write", cache)? {
+            HostData::F32(cache) => self.isa.run(kv::Write { stream, x, slots, cache }),
+            HostData::F16(cache) => self.isa.run(kv::Write { stream, x, slots, cache }),
+            HostData::U32(_) => unreachable!("invariant: kv_alloc makes no such cache"),
         }
         Ok(())
     }
 
     fn kv_copy(&self, cache: &mut KvCache, from: usize, to: usize, count: usize) -> Result<()> {
         check::kv_copy(cache, from, to, count)?;
-        let width = cache.width();
-        let source = from * width..(from + count) * width;
+        let stream = cache.stream;
         match self.cache_mut("kv_copy", cache)? {
-            HostData::F32(v) => v.copy_within(source, to * width),
-            HostData::F16(v) => v.copy_within(source, to * width),
+            HostData::F32(v) => kv::copy(stream, v, from, to, count),
+            HostData::F16(v) => kv::copy(stream, v, from, to, count),
             HostData::U32(_) => unreachable!("invariant: kv_alloc makes no such cache"),
         }
         Ok(())

@@ -16,11 +16,13 @@ mod simd;
 
 mod attention;
 mod attention_grad;
+mod attention_latent;
 mod backend;
 mod bandwidth;
 mod gemm;
 mod grad;
 mod kernels;
+mod kv;
 mod matrix;
 mod optim;
 mod pack;

@@ -27,7 +27,7 @@ pub(crate) enum Way {
 }
 
 impl Matrix {
-    /// The way of a product in fast precision; `brain` says whether the machine multiplies bfloat16.
+    /// The way of a product in fast precision; `brain` says whether bfloat16 is read in panels.
     pub(crate) fn fast_way(&self, brain: bool) -> Way {
         match self {
             Matrix::Packed(p) if p.layout == Layout::PAIRS => Way::Brain,
@@ -54,7 +54,7 @@ impl Matrix {
     }
 }
 
-/// Whether a weight is multiplied in bfloat16 where the machine does that.
+/// Whether a weight is read in panels of bfloat16.
 pub(crate) fn pairs(w: &Weight) -> bool {
     w.format == format::BF16 && w.scales.is_none() && w.cols.is_multiple_of(32)
 }

@@ -7,7 +7,7 @@ use fathom_core::Result;
 
 use crate::Pool;
 use crate::isa::Level;
-use crate::simd::{Isa, Kernel, LANES, Simd};
+use crate::simd::{Digits, Isa, Kernel, LANES, Levels, Simd};
 
 /// How long each rate is measured.
 const TIME: Duration = Duration::from_millis(70);
@@ -32,6 +32,7 @@ struct Operands {
     pairs: [[u16; 32]; STEPS],
     numbers: [[f32; LANES]; STEPS],
     small: [[i8; 4]; STEPS],
+    digits: [Digits<1>; STEPS],
     factors: [f32; STEPS],
 }
 
@@ -42,6 +43,7 @@ impl Operands {
             pairs: [[0x3f80; 32]; STEPS],
             numbers: [[0.5; LANES]; STEPS],
             small: std::array::from_fn(|i| [i as i8; 4]),
+            digits: std::array::from_fn(|i| [[[i as i8; 4]; 8]]),
             factors: [0.25; STEPS],
         }
     }
@@ -69,6 +71,39 @@ impl<const W: usize, const X: usize> Kernel for Int8<'_, W, X> {
             }
         }
         s.sum_i(acc.into_iter().flatten().fold(s.splat_i(0), |a, b| s.add_i(a, b)))
+    }
+}
+
+/// Four bits of weights at a time, as most quantised ones have, which some machines multiply quicker.
+struct Nibbles<'a>(&'a Operands, usize);
+
+impl<S: Simd> Levels<S> for Nibbles<'_> {
+    const BITS: u32 = 4;
+    const OFFSET: i32 = 0;
+    #[inline(always)]
+    fn group(&self, s: S, g: usize) -> S::B {
+        s.load_b(&self.0.bytes[(self.1 + g) % STEPS])
+    }
+}
+
+/// A block of 32 columns of such weights times `T` activations.
+struct Int4<'a, const T: usize>(&'a Operands, usize);
+
+impl<const T: usize> Kernel for Int4<'_, T> {
+    type Out = i32;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> i32 {
+        let mut acc = [s.splat_i(0); T];
+        for _ in 0..self.1 {
+            let o = black_box(self.0);
+            for k in 0..STEPS {
+                let x: [(&Digits<1>, [i32; 2]); T] = std::array::from_fn(|i| (&o.digits[(k + i) % STEPS], [0; 2]));
+                for (acc, [sum]) in acc.iter_mut().zip(s.dots::<_, 1, 1, T>(&Nibbles(o, k), x)) {
+                    *acc = s.add_i(*acc, sum);
+                }
+            }
+        }
+        s.sum_i(acc.into_iter().fold(s.splat_i(0), |a, b| s.add_i(a, b)))
     }
 }
 
@@ -154,7 +189,9 @@ pub fn arithmetic_peak(pool: &Pool, level: Level) -> Result<Peak> {
     let o = &Operands::new();
     Ok(Peak {
         // Two shapes each, of which the narrow one suits machines with few registers.
-        int8: rate(pool, isa, 12 * 4, |n| Int8::<3, 4>(o, n)).max(rate(pool, isa, 6 * 4, |n| Int8::<1, 6>(o, n))),
+        int8: rate(pool, isa, 12 * 4, |n| Int8::<3, 4>(o, n))
+            .max(rate(pool, isa, 6 * 4, |n| Int8::<1, 6>(o, n)))
+            .max(rate(pool, isa, 4 * 32, |n| Int4::<4>(o, n))),
         bf16: rate(pool, isa, 12 * 2, |n| Bf16::<3, 4>(o, n)).max(rate(pool, isa, 6 * 2, |n| Bf16::<1, 6>(o, n))),
         f32: rate(pool, isa, 12, |n| F32::<3, 4>(o, n)).max(rate(pool, isa, 6, |n| F32::<1, 6>(o, n))),
     })

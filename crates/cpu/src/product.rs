@@ -131,7 +131,7 @@ impl Cpu {
                     self.quantise(x, cols, acts);
                     rounded = true;
                 }
-                Way::Brain if !halved => {
+                Way::Brain if !halved && self.isa.brain() => {
                     self.halve(x, cols, brains);
                     halved = true;
                 }
@@ -143,7 +143,7 @@ impl Cpu {
 
     fn way(&self, m: &Matrix) -> Way {
         match self.precision {
-            Precision::Fast => m.fast_way(self.level == Level::Avx512),
+            Precision::Fast => m.fast_way(self.level != Level::Portable),
             Precision::Exact => Way::Widened,
         }
     }
@@ -189,7 +189,15 @@ impl Cpu {
                 }
                 (Way::Brain, _) => {
                     self.each_panels(task.worker, Layout::PAIRS, matrix, x.cols, rect.columns(), |panels, at| {
-                        self.isa.run(PairsBlock { cols: x.cols, panels, x: x.brains, bias, at, rect: &mut rect });
+                        self.isa.run(PairsBlock {
+                            cols: x.cols,
+                            panels,
+                            numbers: x.x,
+                            x: x.brains,
+                            bias,
+                            at,
+                            rect: &mut rect,
+                        });
                     });
                 }
                 (Way::Widened, Matrix::Packed(_)) => unreachable!("invariant: only fast precision packs"),

@@ -2,8 +2,8 @@
 
 use fathom_core::rng::Rng;
 use fathom_core::{
-    AttendSpec, Backend, DType, Experts, FormatId, HeadProj, KvView, LatentForm, LatentSpec, Mask, Precision, Proj,
-    Result, RouteSpec, Score, Shape, Span, Spans, Tensor, format,
+    AttendSpec, Backend, DType, Experts, FormatId, HeadProj, KvStream, KvView, LatentForm, LatentSpec, Mask, Precision,
+    Proj, Result, RouteSpec, Score, Shape, Span, Spans, Tensor, format,
 };
 use fathom_cpu::{Cpu, CpuOptions, Level};
 use fathom_testkit::random::{normals, weight};
@@ -48,8 +48,8 @@ fn everything(b: &dyn Backend, dtype: DType) -> Result<Vec<u32>> {
     let (rows, start, block) = (70, 530, 16);
     let tables: Vec<u32> = (0..40).rev().collect();
     let slots: Vec<u32> = (0..start + rows).map(|p| tables[p / block] * block as u32 + (p % block) as u32).collect();
-    let cache = |rng: &mut Rng, width| {
-        let mut c = b.kv_alloc(40 * block, width, dtype)?;
+    let cache = |rng: &mut Rng, stream: KvStream| {
+        let (mut c, width) = (b.kv_alloc(40 * block, stream, dtype)?, stream.width());
         b.kv_write(
             &mut c,
             &b.tensor(Shape::matrix(start + rows, width), &normals(rng, (start + rows) * width))?,
@@ -57,8 +57,8 @@ fn everything(b: &dyn Backend, dtype: DType) -> Result<Vec<u32>> {
         )?;
         Ok::<_, fathom_core::Error>(c)
     };
-    let (k, v) = (cache(&mut rng, 2 * 48)?, cache(&mut rng, 2 * 40)?);
     let spec = AttendSpec { heads: 6, kv_heads: 2, head_dim: 48, v_dim: 40, scale: 0.1, mask: Mask::Causal };
+    let (k, v) = (cache(&mut rng, spec.keys())?, cache(&mut rng, spec.values())?);
     let q = matrix(&mut rng, rows, 6 * 48)?;
     let spans = |form| [Span { row: 0, rows, start, table: 0, form }];
     let paged = KvView::Paged { k: &k, v: &v };
@@ -66,7 +66,7 @@ fn everything(b: &dyn Backend, dtype: DType) -> Result<Vec<u32>> {
     all.extend(bits(b, &b.attend(&q, paged, &Spans { spans: &plain, tables: &tables, block }, &spec)?)?);
 
     let spec = LatentSpec { heads: 9, rank: 64, nope: 32, rope: 16, v_dim: 24, scale: 0.2 };
-    let latent = cache(&mut rng, 80)?;
+    let latent = cache(&mut rng, spec.latents())?;
     let w = b.upload(&weight(&mut rng, format::Q8_0, 9 * 56, 64))?;
     let k = HeadProj { weight: &w, first_row: 0, head_stride: 56, head_rows: 32, transposed: false };
     let v = HeadProj { first_row: 32, head_rows: 24, ..k };

@@ -4,7 +4,7 @@
 
 use fathom_core::{Backend, DType, KvCache, Result};
 
-use crate::spec::{LayerSpec, kv_widths};
+use crate::spec::{LayerSpec, kv_streams};
 
 /// Tokens per block.
 pub const BLOCK: usize = 64;
@@ -30,9 +30,9 @@ impl KvPool {
         blocks: usize,
         dtype: DType,
     ) -> Result<Self> {
-        let stream = |width| b.kv_alloc(blocks * BLOCK, width, dtype);
+        let stream = |stream| b.kv_alloc(blocks * BLOCK, stream, dtype);
         let layers = layers
-            .map(|l| kv_widths(&l.mixer).into_iter().map(stream).collect::<Result<LayerKv>>())
+            .map(|l| kv_streams(&l.mixer).into_iter().map(stream).collect::<Result<LayerKv>>())
             .collect::<Result<_>>()?;
         Ok(KvPool { layers, blocks })
     }

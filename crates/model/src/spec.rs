@@ -6,7 +6,7 @@
 
 use std::f64::consts::PI;
 
-use fathom_core::{DType, RopeFreqs, RopeLayout, RouteSpec};
+use fathom_core::{DType, KvStream, RopeFreqs, RopeLayout, RouteSpec};
 
 use crate::picture::PictureSpec;
 
@@ -199,12 +199,19 @@ impl RopeSpec {
     }
 }
 
-/// Widths of the streams of a layer's cache: keys and values, or the latent with its rotated key.
-pub fn kv_widths(mixer: &Mixer) -> Vec<usize> {
+/// The streams of a layer's cache: keys and values, or the latent with its rotated key.
+pub fn kv_streams(mixer: &Mixer) -> Vec<KvStream> {
     match *mixer {
-        Mixer::Gqa { kv_heads, head_dim, .. } => vec![kv_heads * head_dim; 2],
-        Mixer::Mla { kv_rank, rope, .. } => vec![kv_rank + rope],
+        Mixer::Gqa { kv_heads: heads, head_dim: dim, .. } => {
+            vec![KvStream::Keys { heads, dim }, KvStream::Values { heads, dim }]
+        }
+        Mixer::Mla { kv_rank, rope, .. } => vec![KvStream::Latents { width: kv_rank + rope }],
     }
+}
+
+/// Numbers that a layer's cache holds per token.
+pub fn kv_width(mixer: &Mixer) -> usize {
+    kv_streams(mixer).into_iter().map(KvStream::width).sum()
 }
 
 /// Parameters of a part of a model: stored, and read for one token.
@@ -264,7 +271,7 @@ impl ModelSpec {
 
     /// Bytes of cache that one token takes in all layers of the main model.
     pub fn kv_bytes_per_token(&self, dtype: DType) -> usize {
-        self.layers.iter().map(|l| kv_widths(&l.mixer).iter().sum::<usize>()).sum::<usize>() * dtype.bytes()
+        self.layers.iter().map(|l| kv_width(&l.mixer)).sum::<usize>() * dtype.bytes()
     }
 }
 

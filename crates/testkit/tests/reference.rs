@@ -6,8 +6,9 @@ use std::sync::Arc;
 use fathom_core::backend::Outputs;
 use fathom_core::reference::Reference;
 use fathom_core::{
-    AttendSpec, Backend, ConvSpec, DType, Experts, GroupNormSpec, HeadProj, KvCache, KvView, LatentSpec, Precision,
-    Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Spans, Tensor, Weight,
+    AttendSpec, Backend, ConvSpec, DType, Experts, GroupNormSpec, HeadProj, KvCache, KvStream, KvView, LatentSpec,
+    Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Spans,
+    Tensor, Weight,
 };
 use fathom_testkit::backend_suite::{Tolerance, backend_suite, failures};
 
@@ -103,8 +104,8 @@ impl Backend for Faulty {
     }
 
     /// Keeps f32 where f16 was asked for.
-    fn kv_alloc(&self, slots: usize, width: usize, _dtype: DType) -> Result<KvCache> {
-        self.0.kv_alloc(slots, width, DType::F32)
+    fn kv_alloc(&self, slots: usize, stream: KvStream, _dtype: DType) -> Result<KvCache> {
+        self.0.kv_alloc(slots, stream, DType::F32)
     }
 
     /// Copies one slot too few.

@@ -3,8 +3,8 @@
 
 use fathom_core::reference::Reference;
 use fathom_core::{
-    AttendSpec, Backend, DType, Experts, HeadProj, KvCache, KvView, LatentForm, LatentSpec, Mask, Proj, RopeFreqs,
-    RopeLayout, RouteSpec, Score, Shape, Span, Spans, Tensor, Weight,
+    AttendSpec, Backend, DType, Experts, HeadProj, KvCache, KvStream, KvView, LatentForm, LatentSpec, Mask, Proj,
+    RopeFreqs, RopeLayout, RouteSpec, Score, Shape, Span, Spans, Tensor, Weight,
 };
 use serde_json::Value;
 
@@ -67,9 +67,9 @@ impl Case {
     }
 
     /// A cache that holds `key`, the rows of all sequences one below the other.
-    fn cache(&self, b: &Reference, key: &str, spans: &Spans<'_>, ends: &[usize]) -> KvCache {
+    fn cache(&self, b: &Reference, key: &str, stream: KvStream, spans: &Spans<'_>, ends: &[usize]) -> KvCache {
         let x = self.tensor(b, key, ends.iter().sum());
-        let mut cache = b.kv_alloc(spans.tables.len() * spans.block, x.cols(), DType::F32).unwrap();
+        let mut cache = b.kv_alloc(spans.tables.len() * spans.block, stream, DType::F32).unwrap();
         let slots: Vec<u32> =
             spans.spans.iter().zip(ends).flat_map(|(s, &end)| (0..end).map(|p| spans.slot(s, p) as u32)).collect();
         b.kv_write(&mut cache, &x, &slots).unwrap();
@@ -117,7 +117,7 @@ fn check(b: &Reference, c: &Case) {
                 scale: c.number("scale"),
                 mask: if c.word("mask") == "full" { Mask::Full } else { Mask::Causal },
             };
-            let (k, v) = (c.cache(b, "k", &spans, &ends), c.cache(b, "v", &spans, &ends));
+            let (k, v) = (c.cache(b, "k", spec.keys(), &spans, &ends), c.cache(b, "v", spec.values(), &spans, &ends));
             c.expect(b, &b.attend(&c.tensor(b, "q", rows), KvView::Paged { k: &k, v: &v }, &spans, &spec).unwrap());
         }
         "attend_latent" => attend_latent(b, c),
@@ -184,7 +184,7 @@ fn attend_latent(b: &Reference, c: &Case) {
     for form in [LatentForm::Plain, LatentForm::Absorbed] {
         spans.iter_mut().for_each(|s| s.form = form);
         let view = Spans { spans: &spans, tables: &tables, block: 2 };
-        let (cache, q) = (c.cache(b, "cache", &view, &ends), c.tensor(b, "q", rows));
+        let (cache, q) = (c.cache(b, "cache", spec.latents(), &view, &ends), c.tensor(b, "q", rows));
         for k in [part(0, spec.nope), split] {
             c.expect(b, &b.attend_latent(&q, &cache, k, part(spec.nope, spec.v_dim), &view, &spec).unwrap());
         }

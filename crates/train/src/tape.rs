@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use fathom_core::{
     AttendSpec, Backend, Buffer, ByteSource, ConvSpec, DType, Error, Experts, Grad, GroupNormSpec, HeadProj, KvCache,
-    KvView, LatentSpec, Outputs, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec,
-    Routing, Shape, Span, Spans, Storage, Tensor, Weight, address,
+    KvStream, KvView, LatentSpec, Outputs, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout,
+    RouteSpec, Routing, Shape, Span, Spans, Storage, Tensor, Weight, address,
 };
 
 const DEVICE: &str = "tape";
@@ -410,7 +410,7 @@ impl Backend for Tape {
         Ok(self.note_one(Op::Rope { table, heads, first, layout }, vec![id], y))
     }
 
-    fn kv_alloc(&self, _slots: usize, _width: usize, _dtype: DType) -> Result<KvCache> {
+    fn kv_alloc(&self, _slots: usize, _stream: KvStream, _dtype: DType) -> Result<KvCache> {
         self.refuse("kv_alloc")
     }
 

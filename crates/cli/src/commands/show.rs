@@ -9,7 +9,7 @@ use anyhow::{Error, Result};
 use fathom_core::{DType, RopeLayout, Score};
 use fathom_files::Kind;
 use fathom_model::Model;
-use fathom_model::spec::{Ffn, LayerSpec, Mixer, RopeScaling, RopeSpec, kv_widths};
+use fathom_model::spec::{Ffn, LayerSpec, Mixer, RopeScaling, RopeSpec, kv_streams};
 use fathom_text::{ChatTemplate, TextError, Tokenizer};
 use serde_json::{Value, json};
 
@@ -295,7 +295,7 @@ fn text(model: &Model, facts: &Value) -> String {
     line("rope", rope_text(&spec.rope));
     if let Some(layer) = spec.layers.first() {
         line("softmax", format!("scale {:.7}", softmax_scale(&layer.mixer)));
-        let widths: Vec<String> = kv_widths(&layer.mixer).iter().map(ToString::to_string).collect();
+        let widths: Vec<String> = kv_streams(&layer.mixer).iter().map(|s| s.width().to_string()).collect();
         let per_token = spec.kv_bytes_per_token(DType::F16) as u64;
         line(
             "cache",

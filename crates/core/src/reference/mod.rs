@@ -22,9 +22,9 @@ use half::f16;
 use crate::backend::Outputs;
 use crate::host::{HostArena, HostData, HostStorage};
 use crate::{
-    AttendSpec, Backend, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvView, LatentSpec,
-    Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape, Span, Spans,
-    Tensor, Weight, check,
+    AttendSpec, Backend, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvStream, KvView,
+    LatentSpec, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape,
+    Span, Spans, Tensor, Weight, check,
 };
 
 const DEVICE: &str = "reference";
@@ -220,11 +220,11 @@ impl Backend for Reference {
         self.close(x.shape, xs)
     }
 
-    fn kv_alloc(&self, slots: usize, width: usize, dtype: DType) -> Result<KvCache> {
+    fn kv_alloc(&self, slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache> {
         if dtype == DType::U32 {
             return Err(Error::Type { op: "kv_alloc", expected: "f32 or f16", found: dtype.name() });
         }
-        Ok(KvCache { data: self.arena.alloc(Shape::matrix(slots, width), dtype) })
+        Ok(KvCache { data: self.arena.alloc(Shape::matrix(slots, stream.width()), dtype), stream })
     }
 
     fn kv_write(&self, cache: &mut KvCache, x: &Tensor, slots: &[u32]) -> Result<()> {

@@ -210,14 +210,16 @@ impl<const DIGITS: usize> Kernel for ToBrain<'_, DIGITS> {
     }
 }
 
-/// Panels of a rectangle of `x·Wᵀ + b` for packed BF16 weights (`Layout::PAIRS`) and activations rounded to BF16. Lanes are output rows;
-/// pairs of columns are added in order, digit after digit, whatever the number of tokens.
+/// Panels of a rectangle of `x·Wᵀ + b` for packed BF16 weights (`Layout::PAIRS`) and activations rounded to BF16, or as they are where no
+/// instruction multiplies BF16. Lanes are output rows; pairs of columns are added in order, digit after digit, whatever the number of tokens.
 pub(crate) struct PairsBlock<'a, 'r, const DIGITS: usize> {
     /// Columns, whole multiples of 32.
     pub(crate) cols: usize,
     /// The panels, one behind the other.
     pub(crate) panels: &'a [u8],
-    /// `[tokens, cols / 32]`.
+    /// `[tokens, cols]`, read where [`Simd::BRAIN`] is false.
+    pub(crate) numbers: &'a [f32],
+    /// `[tokens, cols / 32]`, read where it is true.
     pub(crate) x: &'a [Brain<DIGITS>],
     /// One per weight row.
     pub(crate) bias: Option<&'a [f32]>,
@@ -237,6 +239,9 @@ impl<const DIGITS: usize> Kernel for PairsBlock<'_, '_, DIGITS> {
         let (mut t, end) = (self.rect.rows.start, self.rect.rows.end);
         while t < end {
             t += match end - t {
+                4.. if !S::BRAIN => self.widened::<S, 4, 1>(s, t),
+                2.. if !S::BRAIN => self.widened::<S, 2, 2>(s, t),
+                _ if !S::BRAIN => self.widened::<S, 1, 2>(s, t),
                 8.. if S::TILE >= 8 => self.tile::<S, 8>(s, t),
                 4.. if S::TILE >= 4 => self.tile::<S, 4>(s, t),
                 2.. => self.tile::<S, 2>(s, t),
@@ -259,6 +264,25 @@ impl<const DIGITS: usize> PairsBlock<'_, '_, DIGITS> {
                 Some(b) => self.write::<S, T, 2>(s, t, at, pairs_times(s, [a, b], x)),
                 None => self.write::<S, T, 1>(s, t, at, pairs_times(s, [a], x)),
             };
+        }
+        T
+    }
+
+    /// All panels for `T` tokens from `t` on, `P` at a time, with weights widened: eight sums are under way.
+    #[inline(always)]
+    fn widened<S: Simd, const T: usize, const P: usize>(&mut self, s: S, t: usize) -> usize {
+        let steps = self.cols / (2 * LANES);
+        let x: [&[[f32; 2 * LANES]]; T] =
+            std::array::from_fn(|i| &self.numbers[(t + i) * self.cols..(t + i + 1) * self.cols].as_chunks().0[..steps]);
+        let mut panels = self.panels.as_chunks::<64>().0.as_chunks::<LANES>().0.chunks_exact(steps);
+        let mut at = self.at;
+        while panels.len() >= P {
+            let some: [&[Vectors]; P] =
+                std::array::from_fn(|_| panels.next().expect("invariant: as many panels are left"));
+            at += self.write::<S, T, P>(s, t, at, widened_times(s, some, x));
+        }
+        for a in panels {
+            at += self.write::<S, T, 1>(s, t, at, widened_times(s, [a], x));
         }
         T
     }
@@ -311,6 +335,34 @@ fn pairs_times<S: Simd, const DIGITS: usize, const T: usize, const P: usize>(
                     for p in 0..P {
                         acc[p][i] = s.dot2_bf16(acc[p][i], w[p], x);
                     }
+                }
+            }
+        }
+    }
+    acc
+}
+
+/// `P` panels, widened, times `T` rows of activations as they are.
+#[inline(always)]
+fn widened_times<S: Simd, const T: usize, const P: usize>(
+    s: S,
+    panels: [&[Vectors]; P],
+    x: [&[[f32; 2 * LANES]]; T],
+) -> [[S::F; T]; P] {
+    let mut acc = [[s.zero(); T]; P];
+    let steps = x[0].len();
+    let panels = panels.map(|p| &p[..steps]);
+    let x = x.map(|x| &x[..steps]);
+    for c in 0..steps {
+        for k in 0..LANES {
+            for p in 0..P {
+                if T <= 2 && S::AHEAD > 0 && c + 1 < steps {
+                    s.fetch(&panels[p][c + 1][k]);
+                }
+                let [low, high] = s.widen_pairs(s.load_b(&panels[p][c][k]));
+                for i in 0..T {
+                    acc[p][i] = s.fma(low, s.splat(x[i][c][2 * k]), acc[p][i]);
+                    acc[p][i] = s.fma(high, s.splat(x[i][c][2 * k + 1]), acc[p][i]);
                 }
             }
         }

@@ -1,17 +1,480 @@
 //! Multi-head latent attention (V2 paper, section 2.1.2 and appendix C).
 //!
 //! Absorbed, for few rows: queries move into the latent space ([`Absorb`]), where the cache row is key and value at once and all heads
-//! share it (`attend::AttendBand`), and results move back ([`Expand`]). Plain, for many rows: keys and values of one head are
-//! expanded from the latent, one block of positions at a time, for all rows together ([`PlainBand`]).
+//! share it ([`Absorbed`]), and results move back ([`Expand`]). A vector is sixteen heads there: latents are widened
+//! once, read as rows, and nothing is added up across lanes.
+//!
+//! Plain, for many rows: keys and values of one head are expanded from the latent, one block of positions at a time, for all
+//! rows together ([`PlainBand`]).
 
-use fathom_core::{LatentForm, LatentSpec};
+use fathom_core::{KvStream, LatentForm, LatentSpec};
 
-use super::attend::{Flash, Num, Places, Rows, SPLIT, load_at};
+use super::attend::{Block, Flash, Num, SPLIT, TILES, load_at};
+use super::tile::{pack_queries, rows_by_tile, tile_of, turn, widen};
+use crate::kv::{GROUP, Places};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Positions whose latents are widened at a time.
 const CHUNK: usize = 32;
+/// Heads in a vector.
+pub(crate) const HEADS: usize = LANES;
+
+/// The latents of a cache, and the sequence's places in it.
+#[derive(Clone, Copy)]
+pub(crate) struct Latents<'a, E> {
+    pub(crate) cache: &'a [E],
+    pub(crate) stream: KvStream,
+    pub(crate) places: Places<'a>,
+}
+
+impl<E: Num> Latents<'_, E> {
+    /// Rows of positions `from..from + n`, widened, `stride` numbers apart, zeros behind each.
+    #[inline(always)]
+    fn widen<S: Simd>(&self, s: S, from: usize, n: usize, stride: usize, out: &mut [f32]) {
+        let width = self.stream.width();
+        for (j, row) in out.chunks_exact_mut(stride).take(n).enumerate() {
+            let at = self.places.at(self.stream, from + j, 0).0;
+            let (row, rest) = row.split_at_mut(width);
+            widen(s, &self.cache[at..at + width], row);
+            rest.fill(0.0);
+        }
+    }
+}
+
+/// Sixteen heads of one row in absorbed form.
+#[derive(Clone, Copy)]
+struct Unit {
+    row: usize,
+    /// First head, and how many there are.
+    head: usize,
+    heads: usize,
+}
+
+/// What absorbed queries have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Absorbed<'a, E> {
+    /// `[tokens, heads × (rank + rope)]`.
+    pub(crate) q: &'a [f32],
+    pub(crate) latents: Latents<'a, E>,
+    pub(crate) spec: &'a LatentSpec,
+    /// Rows of the batch: the first, and how many.
+    pub(crate) row: usize,
+    pub(crate) rows: usize,
+    /// First head, and how many of them.
+    pub(crate) head: usize,
+    pub(crate) heads: usize,
+    /// Positions that the first row sees; each one after it sees one more.
+    pub(crate) seen: usize,
+}
+
+/// Numbers of one vector of heads: largest scores, sums of weights, and sums of latents as `[rank / 16, heads, 16]`.
+fn unit_state(rank: usize) -> usize {
+    HEADS * (2 + rank.next_multiple_of(LANES))
+}
+
+/// Numbers that describe what `rows` rows of `heads` heads have seen.
+pub(crate) fn absorbed_state(rows: usize, heads: usize, rank: usize) -> usize {
+    rows * heads.div_ceil(HEADS) * unit_state(rank)
+}
+
+/// Scratch memory of `rows` rows of `heads` heads.
+pub(crate) fn absorbed_scratch(rows: usize, heads: usize, spec: &LatentSpec) -> usize {
+    let dim = spec.rank + spec.rope;
+    let turned = rows * heads.div_ceil(HEADS) * dim * HEADS;
+    let work = CHUNK * dim.next_multiple_of(LANES) + CHUNK * HEADS + HEADS * dim;
+    turned + 2 * absorbed_state(rows, heads, spec.rank) + work
+}
+
+impl<E: Num> Absorbed<'_, E> {
+    fn units(&self) -> impl Iterator<Item = Unit> + use<E> {
+        let (row, head, heads) = (self.row, self.head, self.heads);
+        (0..self.rows).flat_map(move |r| {
+            (0..heads).step_by(HEADS).map(move |h| Unit { row: row + r, head: head + h, heads: HEADS.min(heads - h) })
+        })
+    }
+
+    fn unit_count(&self) -> usize {
+        self.rows * self.heads.div_ceil(HEADS)
+    }
+
+    /// Turns every unit's queries, times the scale, so that a vector is one number of sixteen heads.
+    #[inline(always)]
+    fn turn<S: Simd>(&self, s: S, out: &mut [f32], room: &mut [f32]) {
+        let dim = self.spec.rank + self.spec.rope;
+        for (u, out) in self.units().zip(out.chunks_exact_mut(dim * HEADS)) {
+            let at = (u.row * self.spec.heads + u.head) * dim;
+            let q = &mut room[..u.heads * dim];
+            for (o, x) in q.iter_mut().zip(&self.q[at..at + u.heads * dim]) {
+                *o = x * self.spec.scale;
+            }
+            turn(s, q, dim, u.heads, out.as_chunks_mut().0);
+        }
+    }
+
+    /// Sees positions `from..from + SPLIT`; `states` then tell of these alone.
+    #[inline(always)]
+    fn block<S: Simd>(&self, s: S, turned: &[f32], from: usize, states: &mut [f32], work: &mut [f32]) {
+        let LatentSpec { rank, rope, .. } = *self.spec;
+        let (dim, each) = (rank + rope, unit_state(rank));
+        let stride = dim.next_multiple_of(LANES);
+        let (wide, rest) = work.split_at_mut(CHUNK * stride);
+        let scores = &mut rest.as_chunks_mut::<HEADS>().0[..CHUNK];
+        for state in states.chunks_exact_mut(each) {
+            clear(state);
+        }
+        let end = (self.seen + self.rows - 1).min(from + SPLIT);
+        for first in (from..end).step_by(CHUNK) {
+            self.latents.widen(s, first, CHUNK.min(end - first), stride, wide);
+            let all = self.units().zip(turned.chunks_exact(dim * HEADS)).zip(states.chunks_exact_mut(each));
+            for ((u, q), state) in all {
+                let n = (self.seen + u.row - self.row).saturating_sub(first).min(CHUNK);
+                if n > 0 {
+                    rows_by_tile(s, wide, stride, n, q.as_chunks().0, scores);
+                    take(s, &mut scores[..n], wide, stride, state);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn clear(state: &mut [f32]) {
+    let (max, rest) = state.split_at_mut(HEADS);
+    max.fill(f32::NEG_INFINITY);
+    rest.fill(0.0);
+}
+
+type State<'a> = (&'a mut [f32; HEADS], &'a mut [f32; HEADS], &'a mut [[[f32; LANES]; HEADS]]);
+
+#[inline(always)]
+fn open(state: &mut [f32]) -> State<'_> {
+    let (max, rest) = state.split_first_chunk_mut().expect("invariant: a state begins with its largest scores");
+    let (sum, rest) = rest.split_first_chunk_mut().expect("invariant: sums follow");
+    (max, sum, rest.as_chunks_mut::<LANES>().0.as_chunks_mut::<HEADS>().0)
+}
+
+/// Takes positions with these scores, which become their weights, into a state.
+#[inline(always)]
+fn take<S: Simd>(s: S, scores: &mut [[f32; HEADS]], wide: &[f32], stride: usize, state: &mut [f32]) {
+    let (max, sum, acc) = open(state);
+    let old = s.load(max);
+    let mut m = old;
+    for x in scores.iter() {
+        m = s.max(m, s.load(x));
+    }
+    let f = s.exp(s.sub(old, m));
+    let mut l = s.mul(s.load(sum), f);
+    for x in scores.iter_mut() {
+        let w = s.exp(s.sub(s.load(x), m));
+        l = s.add(l, w);
+        s.store(w, x);
+    }
+    s.store(m, max);
+    s.store(l, sum);
+    let mut factors = [0.0; HEADS];
+    s.store(f, &mut factors);
+    let mut c = 0;
+    while c < acc.len() {
+        let many = S::TILE >= 8 && c + 4 <= acc.len();
+        let mut h = 0;
+        while h < HEADS {
+            h += match tile_of::<S>(HEADS - h) {
+                6 if S::TILE >= 8 && many => take_tile::<S, 6, 4>(s, scores, &factors, wide, stride, c, h, acc),
+                5 if S::TILE >= 8 && many => take_tile::<S, 5, 4>(s, scores, &factors, wide, stride, c, h, acc),
+                6 if S::QUERIES >= 6 => take_tile::<S, 6, 1>(s, scores, &factors, wide, stride, c, h, acc),
+                5 if S::QUERIES >= 5 => take_tile::<S, 5, 1>(s, scores, &factors, wide, stride, c, h, acc),
+                _ => take_tile::<S, 2, 1>(s, scores, &factors, wide, stride, c, h, acc),
+            };
+        }
+        c += if many { 4 } else { 1 };
+    }
+}
+
+/// `T` heads from `h` on, `C` vectors of latents from `c` on.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn take_tile<S: Simd, const T: usize, const C: usize>(
+    s: S,
+    weights: &[[f32; HEADS]],
+    factors: &[f32; HEADS],
+    wide: &[f32],
+    stride: usize,
+    c: usize,
+    h: usize,
+    state: &mut [[[f32; LANES]; HEADS]],
+) -> usize {
+    let mut acc = [[s.zero(); C]; T];
+    for t in 0..T {
+        let f = s.splat(factors[h + t]);
+        for i in 0..C {
+            acc[t][i] = s.mul(s.load(&state[c + i][h + t]), f);
+        }
+    }
+    for (w, row) in weights.iter().zip(wide.chunks_exact(stride)) {
+        let w: &[f32; T] = w[h..].first_chunk().expect("invariant: a tile's heads lie in the vector");
+        let row = &row[c * LANES..][..C * LANES].as_chunks::<LANES>().0[..C];
+        let mut x = [s.zero(); C];
+        for i in 0..C {
+            x[i] = s.load(&row[i]);
+        }
+        for t in 0..T {
+            let w = s.splat(w[t]);
+            for i in 0..C {
+                acc[t][i] = s.fma(w, x[i], acc[t][i]);
+            }
+        }
+    }
+    for t in 0..T {
+        for i in 0..C {
+            s.store(acc[t][i], &mut state[c + i][h + t]);
+        }
+    }
+    T
+}
+
+/// Takes a block's state into the one of all blocks before it.
+#[inline(always)]
+fn merge<S: Simd>(s: S, state: &mut [f32], block: &[f32]) {
+    let (max, sum, acc) = open(state);
+    let (b_max, rest) = block.split_first_chunk().expect("invariant: a state begins with its largest scores");
+    let (b_sum, rest) = rest.split_first_chunk().expect("invariant: sums follow");
+    let b_acc = rest.as_chunks::<LANES>().0.as_chunks::<HEADS>().0;
+    let m = s.max(s.load(max), s.load(b_max));
+    let (old, new) = (s.exp(s.sub(s.load(max), m)), s.exp(s.sub(s.load(b_max), m)));
+    s.store(s.fma(s.load(sum), old, s.mul(s.load(b_sum), new)), sum);
+    s.store(m, max);
+    let (mut f, mut g) = ([0.0; HEADS], [0.0; HEADS]);
+    s.store(old, &mut f);
+    s.store(new, &mut g);
+    for (a, b) in acc.iter_mut().zip(b_acc) {
+        for h in 0..HEADS {
+            s.store(s.fma(s.load(&a[h]), s.splat(f[h]), s.mul(s.load(&b[h]), s.splat(g[h]))), &mut a[h]);
+        }
+    }
+}
+
+/// The weighted mean of the latents of a unit's head `h`.
+#[inline(always)]
+fn finish<S: Simd>(s: S, state: &mut [f32], h: usize, out: &mut [f32]) {
+    let (_, sum, acc) = open(state);
+    let r = s.splat(1.0 / sum[h]);
+    for (a, out) in acc.iter().zip(out.chunks_mut(LANES)) {
+        let v = s.mul(s.load(&a[h]), r);
+        match out.as_mut_array() {
+            Some(out) => s.store(v, out),
+            None => s.store_part(v, out),
+        }
+    }
+}
+
+/// Absorbed queries, block after block.
+pub(crate) struct AbsorbedBand<'a, E> {
+    pub(crate) part: Absorbed<'a, E>,
+    /// `[rows, heads × rank]`.
+    pub(crate) rect: Rect<'a>,
+    /// At least [`absorbed_scratch`] numbers.
+    pub(crate) scratch: &'a mut [f32],
+}
+
+impl<E: Num> Kernel for AbsorbedBand<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let part = self.part;
+        let LatentSpec { rank, rope, .. } = *part.spec;
+        let (each, size) = (unit_state(rank), part.unit_count() * unit_state(rank));
+        let (turned, rest) = self.scratch.split_at_mut(part.unit_count() * (rank + rope) * HEADS);
+        let (states, rest) = rest.split_at_mut(size);
+        let (block, work) = rest.split_at_mut(size);
+        part.turn(s, turned, work);
+        states.chunks_exact_mut(each).for_each(clear);
+        for from in (0..part.seen + part.rows - 1).step_by(SPLIT) {
+            part.block(s, turned, from, block, work);
+            let all = part.units().zip(states.chunks_exact_mut(each)).zip(block.chunks_exact_mut(each));
+            for ((u, state), block) in all {
+                if part.seen + u.row - part.row > from {
+                    merge(s, state, block);
+                }
+            }
+        }
+        for (u, state) in part.units().zip(states.chunks_exact_mut(each)) {
+            let out = &mut self.rect.row(u.row)[(u.head - part.head) * rank..][..u.heads * rank];
+            for (h, out) in out.chunks_exact_mut(rank).enumerate() {
+                finish(s, state, h, out);
+            }
+        }
+    }
+}
+
+/// Some blocks of absorbed queries, whose results wait for those of the others.
+pub(crate) struct AbsorbedBlocks<'a, E> {
+    pub(crate) part: Absorbed<'a, E>,
+    /// Position at which the first block begins.
+    pub(crate) from: usize,
+    /// A row of [`absorbed_state`] numbers for each block.
+    pub(crate) rect: Rect<'a>,
+    /// At least [`absorbed_scratch`] numbers.
+    pub(crate) scratch: &'a mut [f32],
+}
+
+impl<E: Num> Kernel for AbsorbedBlocks<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let LatentSpec { rank, rope, .. } = *self.part.spec;
+        let (turned, work) = self.scratch.split_at_mut(self.part.unit_count() * (rank + rope) * HEADS);
+        self.part.turn(s, turned, work);
+        for (i, row) in self.rect.rows.clone().enumerate() {
+            let states = &mut self.rect.row(row)[..self.part.unit_count() * unit_state(rank)];
+            self.part.block(s, turned, self.from + i * SPLIT, states, work);
+        }
+    }
+}
+
+/// Merges what [`AbsorbedBlocks`]s found for one vector of heads, in the order of the blocks.
+pub(crate) struct AbsorbedJoin<'a> {
+    /// The unit's state of block b begins at `b × stride`.
+    pub(crate) states: &'a [f32],
+    pub(crate) stride: usize,
+    /// Blocks that the row sees.
+    pub(crate) blocks: usize,
+    pub(crate) rank: usize,
+    /// `[heads, rank]`.
+    pub(crate) out: &'a mut [f32],
+    /// Numbers of a unit's state, as [`absorbed_state`] says.
+    pub(crate) scratch: &'a mut [f32],
+}
+
+impl Kernel for AbsorbedJoin<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let state = &mut self.scratch[..unit_state(self.rank)];
+        clear(state);
+        for b in 0..self.blocks {
+            merge(s, state, &self.states[b * self.stride..][..unit_state(self.rank)]);
+        }
+        for (h, out) in self.out.chunks_exact_mut(self.rank).enumerate() {
+            finish(s, state, h, out);
+        }
+    }
+}
+
+/// The projections of one head in the order that expansion reads them: keys' as rows, values' as tiles of sixteen features.
+#[derive(Clone, Copy)]
+pub(crate) struct Expansion<'a> {
+    /// `[nope, rank]`.
+    pub(crate) k: &'a [f32],
+    /// `[v_dim / 16, rank, 16]`.
+    pub(crate) v: &'a [f32],
+}
+
+/// Numbers of an [`Expansion`]'s two parts.
+pub(crate) fn expansion(spec: &LatentSpec) -> (usize, usize) {
+    (spec.nope * spec.rank, spec.v_dim.next_multiple_of(LANES) * spec.rank)
+}
+
+/// Brings stored projections of head `head` into the order of an [`Expansion`].
+pub(crate) struct Spread<'a, W> {
+    pub(crate) k: Slabs<'a, W>,
+    pub(crate) v: Slabs<'a, W>,
+    pub(crate) spec: &'a LatentSpec,
+    pub(crate) head: usize,
+    pub(crate) k_out: &'a mut [f32],
+    pub(crate) v_out: &'a mut [f32],
+    /// `16 × rank` numbers.
+    pub(crate) room: &'a mut [f32],
+}
+
+impl<W: Num> Kernel for Spread<'_, W> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let LatentSpec { rank, nope, v_dim, .. } = *self.spec;
+        widen(s, self.k.head(self.head, nope, rank), self.k_out);
+        let rows = self.v.head(self.head, v_dim, rank);
+        for (rows, out) in rows.chunks(LANES * rank).zip(self.v_out.chunks_exact_mut(LANES * rank)) {
+            widen(s, rows, self.room);
+            turn(s, self.room, rank, rows.len() / rank, out.as_chunks_mut().0);
+        }
+    }
+}
+
+/// One head in plain form, a band of rows of one span.
+pub(crate) struct PlainBand<'a, E> {
+    /// `[tokens, heads × (nope + rope)]`.
+    pub(crate) q: &'a [f32],
+    pub(crate) latents: Latents<'a, E>,
+    pub(crate) heads: Expansion<'a>,
+    pub(crate) spec: &'a LatentSpec,
+    /// Positions that the band's first row sees.
+    pub(crate) seen: usize,
+    /// One head of `[tokens, heads × v_dim]`.
+    pub(crate) rect: Rect<'a>,
+    /// At least [`plain_scratch`] numbers.
+    pub(crate) scratch: &'a mut [f32],
+}
+
+/// Scratch memory of [`PlainBand`] for `rows` rows.
+pub(crate) fn plain_scratch(rows: usize, spec: &LatentSpec) -> usize {
+    let (dim, padded) = (spec.nope + spec.rope, spec.v_dim.next_multiple_of(LANES));
+    let latents = (spec.rank + spec.rope).next_multiple_of(LANES);
+    let queries = rows * dim + Flash::state(rows, spec.v_dim) + Flash::work(spec.v_dim);
+    queries + SPLIT * (dim + padded) + CHUNK * latents + GROUP * spec.rank + CHUNK * LANES
+}
+
+impl<E: Num> Kernel for PlainBand<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let LatentSpec { heads, rank, nope, rope, v_dim, scale } = *self.spec;
+        let (head, rows, dim) = (self.rect.first / v_dim, self.rect.rows.clone(), nope + rope);
+        let (padded, stride) = (v_dim.next_multiple_of(LANES), (rank + rope).next_multiple_of(LANES));
+        let (q, rest) = self.scratch.split_at_mut(rows.len() * dim);
+        let (state, rest) = rest.split_at_mut(Flash::state(rows.len(), v_dim));
+        let (work, rest) = rest.split_at_mut(Flash::work(v_dim));
+        let (keys, rest) = rest.split_at_mut(SPLIT * dim);
+        let (values, rest) = rest.split_at_mut(SPLIT * padded);
+        let (wide, rest) = rest.split_at_mut(CHUNK * stride);
+        let (turned, rest) = rest.split_at_mut(GROUP * rank);
+        let (turned, part) = (turned.as_chunks_mut::<GROUP>().0, &mut rest.as_chunks_mut::<LANES>().0[..CHUNK]);
+        pack_queries(s, rows.len(), dim, scale, q, |i| &self.q[((rows.start + i) * heads + head) * dim..][..dim]);
+        let mut flash = Flash::start(q, dim, v_dim, state, work);
+        let end = self.seen + rows.len() - 1;
+        let (mut keys_at, mut values_at) = ([0; TILES], [0; TILES]);
+        for g in 0..TILES {
+            (keys_at[g], values_at[g]) = (g * GROUP * dim, g * GROUP * padded);
+        }
+        for from in (0..end).step_by(SPLIT) {
+            let len = SPLIT.min(end - from);
+            for first in (0..len).step_by(CHUNK) {
+                let n = CHUNK.min(len - first);
+                self.latents.widen(s, from + first, n, stride, wide);
+                for g in (0..n).step_by(GROUP) {
+                    let (rows, n) = (&wide[g * stride..], GROUP.min(n - g));
+                    let tile = keys[(first + g) * dim..][..GROUP * dim].as_chunks_mut::<GROUP>().0;
+                    let (latent, rotated) = tile.split_at_mut(nope);
+                    turn(s, rows, stride, n, turned);
+                    rows_by_tile(s, self.heads.k, rank, nope, turned, latent);
+                    turn(s, &rows[rank..], stride, n, rotated);
+                }
+                for (f, tile) in self.heads.v.chunks_exact(LANES * rank).enumerate() {
+                    rows_by_tile(s, wide, stride, n, tile.as_chunks().0, part);
+                    for (j, x) in part[..n].iter().enumerate() {
+                        values[(first + j) * padded + f * LANES..][..LANES].copy_from_slice(x);
+                    }
+                }
+            }
+            let block = Block::wide(keys, &keys_at, values, &values_at, padded, len);
+            let seen = self.seen;
+            flash.block(s, block, |i| (seen + i).saturating_sub(from));
+        }
+        for (i, row) in rows.enumerate() {
+            flash.finish(i, self.rect.row(row));
+        }
+    }
+}
 
 /// Projections of all heads, widened: `[features, rank]` of head h begins at `(first_row + h × head_stride) × cols`.
 #[derive(Clone, Copy)]
@@ -77,88 +540,6 @@ impl<W: Num> Kernel for Expand<'_, W> {
             let x = &self.latent[(row * heads + head) * rank..][..rank];
             project(s, w, x, rank, self.rect.row(row), v_dim);
         }
-    }
-}
-
-/// One head in plain form, a band of rows of one span.
-pub(crate) struct PlainBand<'a, E, W> {
-    /// `[tokens, heads × (nope + rope)]`.
-    pub(crate) q: &'a [f32],
-    /// `[slots, rank + rope]`.
-    pub(crate) cache: &'a [E],
-    pub(crate) places: Places<'a>,
-    pub(crate) k: Slabs<'a, W>,
-    pub(crate) v: Slabs<'a, W>,
-    pub(crate) spec: &'a LatentSpec,
-    /// Positions that the band's first row sees.
-    pub(crate) seen: usize,
-    /// One head of `[tokens, heads × v_dim]`.
-    pub(crate) rect: Rect<'a>,
-    /// At least [`plain_scratch`] numbers.
-    pub(crate) scratch: &'a mut [f32],
-}
-
-/// Scratch memory of [`PlainBand`] for `rows` rows.
-pub(crate) fn plain_scratch(rows: usize, spec: &LatentSpec) -> usize {
-    let width = spec.nope + spec.rope;
-    rows * (width + spec.v_dim + 2) + SPLIT * (width + spec.v_dim) + CHUNK * spec.rank + Flash::work(spec.v_dim)
-}
-
-impl<E: Num, W: Num> Kernel for PlainBand<'_, E, W> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let LatentSpec { heads, rank, nope, rope, v_dim, scale } = *self.spec;
-        let (head, rows, dim) = (self.rect.first / v_dim, self.rect.rows.clone(), nope + rope);
-        let (wk, wv) = (self.k.head(head, nope, rank), self.v.head(head, v_dim, rank));
-        let (q, rest) = self.scratch.split_at_mut(rows.len() * dim);
-        let (keys, rest) = rest.split_at_mut(SPLIT * dim);
-        let (values, rest) = rest.split_at_mut(SPLIT * v_dim);
-        let (latents, rest) = rest.split_at_mut(CHUNK * rank);
-        for (out, row) in q.chunks_exact_mut(dim).zip(rows.clone()) {
-            for (o, x) in out.iter_mut().zip(&self.q[(row * heads + head) * dim..]) {
-                *o = x * scale;
-            }
-        }
-        let mut flash = Flash::start(q, dim, v_dim, rest);
-        let end = self.seen + rows.len() - 1;
-        let (mut at, mut k_at, mut v_at) = ([0; SPLIT], [0; SPLIT], [0; SPLIT]);
-        for j in 0..SPLIT {
-            (k_at[j], v_at[j]) = (j * dim, j * v_dim);
-        }
-        for from in (0..end).step_by(SPLIT) {
-            let n = SPLIT.min(end - from);
-            self.places.fill(from, rank + rope, 0, &mut at[..n]);
-            for first in (0..n).step_by(CHUNK) {
-                let m = CHUNK.min(n - first);
-                for (j, latent) in latents.chunks_exact_mut(rank).take(m).enumerate() {
-                    let stored = &self.cache[at[first + j]..at[first + j] + rank + rope];
-                    widen(s, &stored[..rank], latent);
-                    widen(s, &stored[rank..], &mut keys[(first + j) * dim + nope..(first + j + 1) * dim]);
-                }
-                let latents = &latents[..m * rank];
-                project(s, wk, latents, rank, &mut keys[first * dim..], dim);
-                project(s, wv, latents, rank, &mut values[first * v_dim..], v_dim);
-            }
-            let (k, v) = (Rows { data: &*keys, at: &k_at[..n] }, Rows { data: &*values, at: &v_at[..n] });
-            let seen = self.seen;
-            flash.block(s, k, v, |i| (seen + i).saturating_sub(from));
-        }
-        for (i, row) in rows.enumerate() {
-            flash.finish(i, self.rect.row(row));
-        }
-    }
-}
-
-#[inline(always)]
-fn widen<S: Simd, E: Num>(s: S, x: &[E], out: &mut [f32]) {
-    let (x16, x_tail) = x.as_chunks::<LANES>();
-    let (o16, o_tail) = out.as_chunks_mut::<LANES>();
-    for (x, o) in x16.iter().zip(o16) {
-        s.store(E::load(s, x), o);
-    }
-    for (x, o) in x_tail.iter().zip(o_tail) {
-        *o = x.widen();
     }
 }
 

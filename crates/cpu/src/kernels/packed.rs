@@ -204,9 +204,9 @@ impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
             *r = &self.acts[(t + i) * stride..][..blocks];
         }
         let bytes = self.layout.panel_bytes(self.cols);
-        for (p, panel) in self.panels.chunks_exact(bytes).enumerate() {
+        for p in 0..self.panels.len() / bytes {
             let first = self.at + p * ROWS;
-            let sums = panel_times::<S, C, D, DIGITS, T, N>(s, panel, blocks, &rows);
+            let sums = panel_times::<S, C, D, DIGITS, T, N>(s, &self.panels[p * bytes..], blocks, &rows);
             let n = ROWS.min(self.rect.width - first);
             for (i, sum) in sums.as_flattened().iter().enumerate() {
                 let sum = match self.bias {
@@ -231,22 +231,39 @@ fn group<C: Codes, D: Scaling>(panel: &[u8], blocks: usize) -> (&[u8], &[u8]) {
     panel[..scales + blocks * C::BYTES].split_at(scales)
 }
 
-/// A panel times `N` register tiles of `T` rows of activations, which share the unpacking. Nothing is asked for ahead: a panel is
-/// read from end to end, which the machine foresees better than we do (`LOG.md`).
+/// Asks for the `n` bytes that lie [`Simd::AHEAD`] of `at`.
+#[inline(always)]
+fn ask<S: Simd>(s: S, panels: &[u8], at: usize, n: usize) {
+    if S::AHEAD > 0
+        && let Some(ahead) = panels.get(at + S::AHEAD..at + S::AHEAD + n)
+    {
+        ahead.as_chunks::<64>().0.iter().for_each(|line| s.fetch(line));
+    }
+}
+
+/// The panel that `panels` begin with times `N` register tiles of `T` rows of activations, which share the unpacking. One tile reads
+/// faster than the machine foresees on some processors and not on others (`LOG.md`), so [`Simd::AHEAD`] says what is asked for.
 #[inline(always)]
 fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usize, const N: usize>(
     s: S,
-    panel: &[u8],
+    panels: &[u8],
     blocks: usize,
     x: &[[&[Act<DIGITS>]; T]; N],
 ) -> [[S::F; T]; N] {
     let mut acc = [[s.zero(); T]; N];
     let (mut block, mut at) = (0, 0);
     while block < blocks {
-        let (scales, codes) = group::<C, D>(&panel[at..], GROUP.min(blocks - block));
-        at += scales.len() + codes.len();
+        let (scales, codes) = group::<C, D>(&panels[at..], GROUP.min(blocks - block));
+        if N == 1 {
+            ask(s, panels, at, scales.len());
+        }
+        at += scales.len();
         let head = D::head(s, scales);
         for (j, bytes) in codes.chunks_exact(C::BYTES).enumerate() {
+            if N == 1 {
+                ask(s, panels, at, C::BYTES);
+            }
+            at += C::BYTES;
             let levels = Block::<S, C, D, N>::new(s, bytes);
             let factor = D::factor(s, head, scales, j);
             for (x, acc) in x.iter().zip(&mut acc) {

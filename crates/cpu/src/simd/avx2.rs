@@ -54,6 +54,9 @@ impl Simd for Avx2 {
 
     const TILE: usize = 2;
     const TILES: usize = 4;
+    const AHEAD: usize = 1024;
+    const BRAIN: bool = false;
+    const QUERIES: usize = 6;
 
     /// Products of bytes are added up in 16 bits as long as they fit there (eight groups of columns for levels of four bits, four for
     /// five, two for six), and widened once.
@@ -105,6 +108,17 @@ impl Simd for Avx2 {
             }
             out
         }
+    }
+
+    #[inline(always)]
+    fn fetch<T>(self, x: &T) {
+        // SAFETY: asking ahead touches no memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()) }
+    }
+    #[inline(always)]
+    fn fetch_far<T>(self, x: &T) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()) }
     }
 
     proven! {
@@ -285,6 +299,12 @@ impl Simd for Avx2 {
             [half(acc[0], a[0], b[0]), half(acc[1], a[1], b[1])]
         }
 
+        fn widen_pairs(self, v: [__m256i; 2]) -> [[__m256; 2]; 2] {
+            let odd = _mm256_set1_epi32(0xffff_0000u32 as i32);
+            let low = |v: __m256i| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
+            let high = |v: __m256i| _mm256_castsi256_ps(_mm256_and_si256(v, odd));
+            [[low(v[0]), low(v[1])], [high(v[0]), high(v[1])]]
+        }
         fn load_words(self, x: &[u32; 16]) -> [__m256i; 2] {
             [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(8).cast())]
         }

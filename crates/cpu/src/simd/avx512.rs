@@ -51,6 +51,20 @@ impl Simd for Avx512 {
 
     const TILE: usize = 8;
     const TILES: usize = 1;
+    const AHEAD: usize = 0;
+    const BRAIN: bool = true;
+    const QUERIES: usize = 6;
+
+    #[inline(always)]
+    fn fetch<T>(self, x: &T) {
+        // SAFETY: asking ahead touches no memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()) }
+    }
+    #[inline(always)]
+    fn fetch_far<T>(self, x: &T) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()) }
+    }
 
     proven! {
         fn splat(self, x: f32) -> __m512 { _mm512_set1_ps(x) }
@@ -157,6 +171,10 @@ impl Simd for Avx512 {
             _mm512_dpbf16_ps(acc, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b))
         }
 
+        fn widen_pairs(self, v: __m512i) -> [__m512; 2] {
+            let odd = _mm512_set1_epi32(0xffff_0000u32 as i32);
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)), _mm512_castsi512_ps(_mm512_and_si512(v, odd))]
+        }
         fn load_words(self, x: &[u32; 16]) -> __m512i { _mm512_loadu_si512(x.as_ptr().cast()) }
         fn store_words(self, v: __m512i, out: &mut [u32; 16]) { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) }
         fn splat_word(self, x: u32) -> __m512i { _mm512_set1_epi32(x as i32) }

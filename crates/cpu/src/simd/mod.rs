@@ -51,6 +51,12 @@ pub(crate) trait Simd: Copy + Send + Sync {
     const TILE: usize;
     /// Register tiles that share one unpacking of a block of packed weights.
     const TILES: usize;
+    /// How many bytes ahead of a single row's product weights are asked for; 0: the machine foresees a stream better itself.
+    const AHEAD: usize;
+    /// Whether bfloat16 is multiplied by an instruction of its own.
+    const BRAIN: bool;
+    /// Most queries of attention's register tile.
+    const QUERIES: usize;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -183,6 +189,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `acc[l] + a[2l + 1]·b[2l + 1] + a[2l]·b[2l]` over bfloat16.
     fn dot2_bf16(self, acc: Self::F, a: Self::B, b: Self::B) -> Self::F;
 
+    /// The lower and the upper bfloat16 of every word, as numbers.
+    fn widen_pairs(self, v: Self::B) -> [Self::F; 2];
+
     /// Sixteen words.
     fn load_words(self, x: &[u32; 16]) -> Self::B;
     /// `out[l]` is word l.
@@ -210,6 +219,18 @@ pub(crate) trait Simd: Copy + Send + Sync {
             *v = self.load_words(&words.map(|row| row[l]));
         }
         out
+    }
+
+    /// Asks for the cache line of `x` in the first-level cache.
+    #[inline(always)]
+    fn fetch<T>(self, x: &T) {
+        let _ = x;
+    }
+
+    /// Asks for the cache line of `x` in the second-level cache.
+    #[inline(always)]
+    fn fetch_far<T>(self, x: &T) {
+        let _ = x;
     }
 
     /// Zero.
@@ -279,6 +300,19 @@ pub(crate) enum Isa {
 }
 
 impl Isa {
+    /// Whether bfloat16 is multiplied by an instruction of its own.
+    pub(crate) fn brain(self) -> bool {
+        struct Asked;
+        impl Kernel for Asked {
+            type Out = bool;
+            #[inline(always)]
+            fn run<S: Simd>(self, _s: S) -> bool {
+                S::BRAIN
+            }
+        }
+        self.run(Asked)
+    }
+
     /// Runs a kernel.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {

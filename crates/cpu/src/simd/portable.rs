@@ -40,6 +40,9 @@ impl Simd for Portable {
 
     const TILE: usize = 2;
     const TILES: usize = 1;
+    const AHEAD: usize = 0;
+    const BRAIN: bool = false;
+    const QUERIES: usize = 2;
 
     #[inline]
     fn splat(self, x: f32) -> [f32; 16] {
@@ -207,6 +210,10 @@ impl Simd for Portable {
     }
 
     #[inline]
+    fn widen_pairs(self, v: [u8; 64]) -> [[f32; 16]; 2] {
+        let at = |i: usize| f32::from_bits(u32::from(u16::from_le_bytes([v[2 * i], v[2 * i + 1]])) << 16);
+        [lanes(|l| at(2 * l)), lanes(|l| at(2 * l + 1))]
+    }
     fn load_words(self, x: &[u32; 16]) -> [u8; 64] {
         lanes(|i| x[i / 4].to_le_bytes()[i % 4])
     }

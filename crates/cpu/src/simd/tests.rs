@@ -156,3 +156,76 @@ fn bf16_products_are_right() {
         (0..200).for_each(|seed| isa.run(Bf(seed)));
     }
 }
+
+/// Levels of a block, sixteen rows by eight groups of four columns.
+struct Stored<const BITS: u32, const OFFSET: i32>([[u8; 64]; 8]);
+
+impl<S: Simd, const BITS: u32, const OFFSET: i32> Levels<S> for Stored<BITS, OFFSET> {
+    const BITS: u32 = BITS;
+    const OFFSET: i32 = OFFSET;
+    fn group(&self, s: S, g: usize) -> S::B {
+        s.load_b(&self.0[g])
+    }
+}
+
+/// Blocks of products against sums in 64 bits: random levels and digits, and the largest of both, which must not overflow.
+struct Dots<const BITS: u32, const OFFSET: i32, const D: usize, const H: usize, const T: usize>(u64);
+
+impl<const BITS: u32, const OFFSET: i32, const D: usize, const H: usize, const T: usize> Kernel
+    for Dots<BITS, OFFSET, D, H, T>
+{
+    type Out = ();
+    fn run<S: Simd>(self, s: S) {
+        let mut rng = Lcg(self.0);
+        let top = ((1u32 << BITS) - 1) as u8;
+        let edge = |rng: &mut Lcg, least: i32, most: i32| match rng.next() % 4 {
+            0 => least,
+            1 => most,
+            _ => least + (rng.next() % (most - least + 1) as u32) as i32,
+        };
+        let mut levels = [[0; 64]; 8];
+        levels.as_flattened_mut().iter_mut().for_each(|w| *w = edge(&mut rng, 0, i32::from(top)) as u8);
+        let mut digits = [[[[0i8; 4]; 8]; D]; T];
+        for x in digits.as_flattened_mut().as_flattened_mut().as_flattened_mut() {
+            *x = edge(&mut rng, -127, 127) as i8;
+        }
+        if self.0 < 2 {
+            levels = [[top; 64]; 8];
+            digits = [[[[if self.0 == 0 { 127 } else { -127 }; 4]; 8]; D]; T];
+        }
+        let q = |i: usize, c: usize| -> i64 { digits[i].iter().fold(0, |q, d| 128 * q + i64::from(d[c / 4][c % 4])) };
+        let x = std::array::from_fn(|i| {
+            let half = |h: usize| (16 * h..16 * h + 16).map(|c| q(i, c)).sum::<i64>() as i32;
+            (&digits[i], [half(0), half(1)])
+        });
+        let stored = Stored::<BITS, OFFSET>(levels);
+        for (i, sums) in s.dots::<_, D, H, T>(&stored, x).into_iter().enumerate() {
+            for (h, sum) in sums.into_iter().enumerate() {
+                let mut found = [0.0; 16];
+                s.store(s.to_f(sum), &mut found);
+                for (l, found) in found.into_iter().enumerate() {
+                    let columns = 32 / H * h..32 / H * (h + 1);
+                    let term = |c: usize| (i64::from(levels[c / 4][4 * l + c % 4]) - i64::from(OFFSET)) * q(i, c);
+                    let exact: i64 = columns.map(term).sum();
+                    assert_eq!(found, exact as f32, "{BITS} bits, {D} digits, half {h} of {H}, row {l}, token {i}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_of_products_are_exact() {
+    for isa in crate::isa::Level::present().filter_map(crate::isa::Level::isa) {
+        for seed in 0..60 {
+            isa.run(Dots::<4, 0, 1, 1, 4>(seed));
+            isa.run(Dots::<4, 8, 2, 1, 1>(seed));
+            isa.run(Dots::<5, 16, 1, 1, 2>(seed));
+            isa.run(Dots::<5, 0, 2, 1, 4>(seed));
+            isa.run(Dots::<6, 32, 1, 2, 4>(seed));
+            isa.run(Dots::<6, 32, 2, 2, 1>(seed));
+            isa.run(Dots::<8, 128, 1, 1, 4>(seed));
+            isa.run(Dots::<8, 128, 2, 1, 2>(seed));
+        }
+    }
+}

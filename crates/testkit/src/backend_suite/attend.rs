@@ -2,8 +2,8 @@
 
 use fathom_core::rng::Rng;
 use fathom_core::{
-    AttendSpec, Backend, DType, FormatId, HeadProj, KvCache, KvView, LatentForm, LatentSpec, Mask, Result, Span, Spans,
-    Tensor, Weight, format,
+    AttendSpec, Backend, DType, FormatId, HeadProj, KvCache, KvStream, KvView, LatentForm, LatentSpec, Mask, Result,
+    Span, Spans, Tensor, Weight, format,
 };
 
 use super::Suite;
@@ -47,8 +47,8 @@ impl Scene {
     }
 
     /// A cache that holds the first positions of every sequence; sequence i's rows come from `data[i]`.
-    pub(super) fn fill(&self, b: &dyn Backend, width: usize, dtype: DType, data: &[Vec<f32>]) -> Result<KvCache> {
-        let mut cache = b.kv_alloc(self.slots, width, dtype)?;
+    pub(super) fn fill(&self, b: &dyn Backend, stream: KvStream, dtype: DType, data: &[Vec<f32>]) -> Result<KvCache> {
+        let (mut cache, width) = (b.kv_alloc(self.slots, stream, dtype)?, stream.width());
         for ((span, &held), rows) in self.spans.iter().zip(&self.held).zip(data) {
             let slots: Vec<u32> = (0..held).map(|p| self.view().slot(span, p) as u32).collect();
             // In two strokes, as a prefill in chunks writes it.
@@ -95,8 +95,8 @@ pub(super) fn cases(s: &mut Suite) {
                 let v = histories(&mut rng, &scene, kv_heads * v_dim);
                 let label = format!("attend {name}, {heads}/{kv_heads} heads of {head_dim}/{v_dim}, {}", dtype.name());
                 s.like_reference(label, s.tolerance.attend, &|b| {
-                    let k = scene.fill(b, kv_heads * head_dim, dtype, &k)?;
-                    let v = scene.fill(b, kv_heads * v_dim, dtype, &v)?;
+                    let k = scene.fill(b, spec.keys(), dtype, &k)?;
+                    let v = scene.fill(b, spec.values(), dtype, &v)?;
                     let q = matrix(b, scene.rows, heads * head_dim, &q)?;
                     Ok(vec![b.attend(&q, KvView::Paged { k: &k, v: &v }, &scene.view(), &spec)?])
                 });
@@ -117,7 +117,7 @@ fn sharp(s: &mut Suite, rng: &mut Rng) {
     let (k, v) = (histories(rng, &scene, 16), histories(rng, &scene, 16));
     // Scores reach the hundreds, where f32 keeps about five digits of an exponent.
     s.like_reference("attend with large scores", 100.0 * s.tolerance.attend, &|b| {
-        let (k, v) = (scene.fill(b, 16, DType::F32, &k)?, scene.fill(b, 16, DType::F32, &v)?);
+        let (k, v) = (scene.fill(b, spec.keys(), DType::F32, &k)?, scene.fill(b, spec.values(), DType::F32, &v)?);
         Ok(vec![b.attend(&matrix(b, 10, 32, &q)?, KvView::Paged { k: &k, v: &v }, &scene.view(), &spec)?])
     });
 }
@@ -151,7 +151,7 @@ fn copies(s: &mut Suite, rng: &mut Rng) {
         let (k, v) = (histories(rng, &scene, 16), histories(rng, &scene, 16));
         let free = (0..).find(|b| !scene.tables.contains(b)).expect("invariant: a scene has spare blocks");
         let attend = |b: &dyn Backend, copy: bool| -> Result<Vec<Tensor>> {
-            let (mut k, mut v) = (scene.fill(b, 16, dtype, &k)?, scene.fill(b, 16, dtype, &v)?);
+            let (mut k, mut v) = (scene.fill(b, spec.keys(), dtype, &k)?, scene.fill(b, spec.values(), dtype, &v)?);
             let mut tables = scene.tables.clone();
             if copy {
                 for c in [&mut k, &mut v] {
@@ -241,7 +241,7 @@ fn latent(s: &mut Suite, rng: &mut Rng) {
                             let cached = histories(rng, &scene, spec.rank + spec.rope);
                             let label = format!("latent {form:?} {name}, {}, {}", heads.name, dtype.name());
                             s.like_reference(label, s.tolerance.attend.max(s.tolerance.linear), &|b| {
-                                let cache = scene.fill(b, spec.rank + spec.rope, dtype, &cached)?;
+                                let cache = scene.fill(b, spec.latents(), dtype, &cached)?;
                                 let q = matrix(b, scene.rows, spec.heads * (spec.nope + spec.rope), &q)?;
                                 Ok(vec![heads.attend(b, &q, &cache, &scene.view(), &spec)?])
                             });

@@ -131,12 +131,12 @@ fn attention(s: &mut Suite, rng: &mut Rng) {
                 };
                 let out = match form {
                     None => {
-                        let k = scene.fill(b, 64, dtype, &data(0))?;
-                        let v = scene.fill(b, 64, dtype, &data(1))?;
+                        let k = scene.fill(b, spec.keys(), dtype, &data(0))?;
+                        let v = scene.fill(b, spec.values(), dtype, &data(1))?;
                         b.attend(&q, KvView::Paged { k: &k, v: &v }, &scene.view(), &spec)?
                     }
                     Some(_) => {
-                        let cache = scene.fill(b, width, dtype, &data(2))?;
+                        let cache = scene.fill(b, latent.latents(), dtype, &data(2))?;
                         let spans: Spans<'_> = scene.view();
                         projections.attend(b, &q, &cache, &spans, &latent)?
                     }

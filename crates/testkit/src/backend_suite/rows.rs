@@ -1,7 +1,7 @@
 //! Norms, rotation, activation, addition, copies, and the memory law: what a caller still holds is not overwritten.
 
 use fathom_core::rng::Rng;
-use fathom_core::{Backend, DType, FormatId, RopeFreqs, RopeLayout, Routing, Shape, Tensor, format};
+use fathom_core::{Backend, DType, FormatId, KvStream, RopeFreqs, RopeLayout, Routing, Shape, Tensor, format};
 
 use super::Suite;
 use crate::random::{norm, normals, weight};
@@ -144,7 +144,7 @@ fn errors(s: &mut Suite, rng: &mut Rng) {
         Ok(vec![b.rope(three(b)?, &b.rope_table(&[0, 1, 2], &freqs(4, 1.0))?, 2, 2, RopeLayout::Halves)?])
     });
     s.refuses("a slot outside the cache", &["kv_write", "slots"], &|b| {
-        let mut cache = b.kv_alloc(4, 8, DType::F32)?;
+        let mut cache = b.kv_alloc(4, KvStream::Latents { width: 8 }, DType::F32)?;
         b.kv_write(&mut cache, &three(b)?, &[0, 1, 4])?;
         Ok(vec![])
     });

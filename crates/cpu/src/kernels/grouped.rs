@@ -1,0 +1,232 @@
+//! Grouped-query attention: query heads that share one key and value head, for a band of rows of one span.
+
+use fathom_core::KvStream;
+
+use super::attend::{Block, Flash, Num, SPLIT, TILES, merge};
+use super::tile::{MOST, pack_queries, widen};
+use crate::kv::{GROUP, Places};
+use crate::pool::Rect;
+use crate::simd::{Kernel, LANES, Simd};
+
+/// What tasks of all kinds have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Band<'a, E> {
+    /// `[tokens, q_width]`; the group's queries, each `dim` wide, begin at column `q_first`.
+    pub(crate) q: &'a [f32],
+    pub(crate) q_width: usize,
+    pub(crate) q_first: usize,
+    /// Rows of the batch: the first, and how many.
+    pub(crate) row: usize,
+    pub(crate) rows: usize,
+    /// Number of query heads.
+    pub(crate) group: usize,
+    /// Which key and value head.
+    pub(crate) head: usize,
+    pub(crate) dim: usize,
+    pub(crate) v_dim: usize,
+    /// Factor on the scores.
+    pub(crate) scale: f32,
+    /// Keys and values of all positions, and where they lie.
+    pub(crate) k: (&'a [E], KvStream),
+    pub(crate) v: (&'a [E], KvStream),
+    pub(crate) places: Places<'a>,
+    /// Positions that the band's first row sees.
+    pub(crate) seen: usize,
+    /// Whether each row after the first sees one more.
+    pub(crate) causal: bool,
+}
+
+/// Scratch memory of a band of `queries` queries.
+pub(crate) fn band_scratch(queries: usize, dim: usize, v_dim: usize) -> usize {
+    let padded = v_dim.next_multiple_of(LANES);
+    queries * dim + Flash::state(queries, v_dim) + Flash::work(v_dim) + SPLIT * (dim + padded)
+}
+
+impl<E: Num> Band<'_, E> {
+    /// Positions that some row sees.
+    fn end(&self) -> usize {
+        if self.causal { self.seen + self.rows - 1 } else { self.seen }
+    }
+
+    #[inline(always)]
+    fn pack<S: Simd>(&self, s: S, out: &mut [f32]) {
+        pack_queries(s, self.rows * self.group, self.dim, self.scale, out, |i| {
+            let at = (self.row + i / self.group) * self.q_width + self.q_first + i % self.group * self.dim;
+            &self.q[at..at + self.dim]
+        });
+    }
+
+    /// Takes the block that begins at position `from` into `flash`, one of those before `until`; `wide` holds a block
+    /// widened.
+    #[inline(always)]
+    fn block<S: Simd>(&self, s: S, flash: &mut Flash<'_>, from: usize, until: usize, wide: &mut [f32]) {
+        let (seen, group, causal) = (self.seen, self.group, self.causal);
+        let len = SPLIT.min(self.end() - from);
+        let sees = |i: usize| if causal { (seen + i / group).saturating_sub(from) } else { len };
+        let (mut keys_at, mut values_at) = ([0; TILES], [0; TILES]);
+        // One tile of queries widens as it goes; more share the work.
+        let direct = self.places.grouped() && self.rows * group <= MOST && self.v_dim.is_multiple_of(LANES);
+        let keys_from = |from: usize, at: &mut [usize; TILES]| {
+            let n = self.end().saturating_sub(from).min(SPLIT).div_ceil(GROUP);
+            for g in 0..n {
+                at[g] = self.places.at(self.k.1, from + g * GROUP, self.head).0;
+            }
+            n
+        };
+        if direct {
+            for g in 0..keys_from(from, &mut keys_at) {
+                values_at[g] = self.places.at(self.v.1, from + g * GROUP, self.head).0;
+            }
+            let mut next = [0; TILES];
+            let soon = if from + SPLIT < until { keys_from(from + SPLIT, &mut next) } else { 0 };
+            flash.block(
+                s,
+                Block {
+                    keys: self.k.0,
+                    keys_at: &keys_at,
+                    values: self.v.0,
+                    values_at: &values_at,
+                    stride: self.v_dim,
+                    len,
+                    ahead: true,
+                    next: &next[..soon],
+                    tile: self.dim * GROUP,
+                },
+                sees,
+            );
+        } else {
+            let padded = self.v_dim.next_multiple_of(LANES);
+            let (keys, values) = wide[..SPLIT * (self.dim + padded)].split_at_mut(SPLIT * self.dim);
+            self.widen_keys(s, from, len, keys);
+            self.widen_values(s, from, len, padded, values);
+            for g in 0..TILES {
+                (keys_at[g], values_at[g]) = (g * GROUP * self.dim, g * GROUP * padded);
+            }
+            flash.block(s, Block::wide(keys, &keys_at, values, &values_at, padded, len), sees);
+        }
+    }
+
+    /// Tiles of keys of positions `from..from + len`; what lies behind the last position stays as it was, and no query sees
+    /// it.
+    #[inline(always)]
+    fn widen_keys<S: Simd>(&self, s: S, from: usize, len: usize, out: &mut [f32]) {
+        let (dim, head, (data, stream)) = (self.dim, self.head, self.k);
+        for (g, tile) in out.chunks_exact_mut(GROUP * dim).take(len.div_ceil(GROUP)).enumerate() {
+            let first = from + g * GROUP;
+            if self.places.grouped() {
+                let at = self.places.at(stream, first, head).0;
+                widen(s, &data[at..at + GROUP * dim], tile);
+                continue;
+            }
+            for j in 0..GROUP.min(from + len - first) {
+                let (at, step) = self.places.at(stream, first + j, head);
+                let key = data[at..at + (dim - 1) * step + 1].iter().step_by(step);
+                for (o, x) in tile[j..].iter_mut().step_by(GROUP).zip(key) {
+                    *o = x.widen();
+                }
+            }
+        }
+    }
+
+    /// Values of positions `from..from + len`, in rows of whole vectors.
+    #[inline(always)]
+    fn widen_values<S: Simd>(&self, s: S, from: usize, len: usize, padded: usize, out: &mut [f32]) {
+        let (data, stream) = self.v;
+        for (j, row) in out.chunks_exact_mut(padded).take(len).enumerate() {
+            let at = self.places.at(stream, from + j, self.head).0;
+            let (row, rest) = row.split_at_mut(self.v_dim);
+            widen(s, &data[at..at + self.v_dim], row);
+            rest.fill(0.0);
+        }
+    }
+}
+
+/// A band, block after block.
+pub(crate) struct AttendBand<'a, E> {
+    pub(crate) band: Band<'a, E>,
+    /// `[band's rows, group × v_dim]`.
+    pub(crate) rect: Rect<'a>,
+    /// At least [`band_scratch`] numbers.
+    pub(crate) scratch: &'a mut [f32],
+}
+
+impl<E: Num> Kernel for AttendBand<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let Band { group, rows, row, dim, v_dim, .. } = self.band;
+        let queries = rows * group;
+        let (q, rest) = self.scratch.split_at_mut(queries * dim);
+        let (state, rest) = rest.split_at_mut(Flash::state(queries, v_dim));
+        let (work, wide) = rest.split_at_mut(Flash::work(v_dim));
+        self.band.pack(s, q);
+        let mut flash = Flash::start(q, dim, v_dim, state, work);
+        for from in (0..self.band.end()).step_by(SPLIT) {
+            self.band.block(s, &mut flash, from, self.band.end(), wide);
+        }
+        for i in 0..rows {
+            let out = self.rect.row(row + i);
+            for h in 0..group {
+                flash.finish(i * group + h, &mut out[h * v_dim..(h + 1) * v_dim]);
+            }
+        }
+    }
+}
+
+/// Some blocks of a band, whose results wait for those of the others.
+pub(crate) struct AttendBlocks<'a, E> {
+    pub(crate) band: Band<'a, E>,
+    /// Position at which the first block begins.
+    pub(crate) from: usize,
+    /// A row of [`Flash::state`] numbers for each block.
+    pub(crate) rect: Rect<'a>,
+    /// At least [`band_scratch`] numbers.
+    pub(crate) scratch: &'a mut [f32],
+}
+
+impl<E: Num> Kernel for AttendBlocks<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let Band { group, rows, dim, v_dim, .. } = self.band;
+        let (q, rest) = self.scratch.split_at_mut(rows * group * dim);
+        let (work, wide) = rest.split_at_mut(Flash::work(v_dim));
+        self.band.pack(s, q);
+        let until = self.from + self.rect.rows.len() * SPLIT;
+        for (i, row) in self.rect.rows.clone().enumerate() {
+            let mut flash = Flash::start(q, dim, v_dim, self.rect.row(row), work);
+            self.band.block(s, &mut flash, self.from + i * SPLIT, until, wide);
+        }
+    }
+}
+
+/// Merges what [`AttendBlocks`]s found for one query, in the order of the blocks.
+pub(crate) struct Join<'a> {
+    /// The query's `(max, sum, values)` of block b are in `states[b × stride..]`.
+    pub(crate) states: &'a [f32],
+    pub(crate) stride: usize,
+    /// Blocks that the query sees.
+    pub(crate) blocks: usize,
+    /// Number of the query in its band, and queries of the band.
+    pub(crate) query: usize,
+    pub(crate) queries: usize,
+    /// `[v_dim]`.
+    pub(crate) out: &'a mut [f32],
+}
+
+impl Kernel for Join<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (v_dim, n) = (self.out.len(), self.queries);
+        let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
+        self.out.fill(0.0);
+        for b in 0..self.blocks {
+            let state = &self.states[b * self.stride..];
+            let values = &state[2 * n + self.query * v_dim..][..v_dim];
+            merge(s, (&mut max, &mut sum, self.out), (state[self.query], state[n + self.query], values));
+        }
+        let r = 1.0 / sum;
+        self.out.iter_mut().for_each(|o| *o *= r);
+    }
+}
