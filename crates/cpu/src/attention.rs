@@ -2,12 +2,11 @@
 
 use fathom_core::host::{HostData, HostStorage};
 use fathom_core::{AttendSpec, DType, Error, KvView, Mask, Result, Shape, Span, Spans, Tensor, check};
-use half::f16;
 
 use crate::backend::lock;
-use crate::kernels::attend::{Flash, Num, SPLIT};
-use crate::kernels::grouped::{AttendBand, AttendBlocks, Band, Join, band_scratch};
-use crate::kv::Places;
+use crate::kernels::attend::{Flash, SPLIT};
+use crate::kernels::grouped::{Attend, Band, Join, band_scratch};
+use crate::kv::{Numbers, Places};
 use crate::pool::Grid;
 use crate::{Cpu, DEVICE};
 
@@ -71,17 +70,11 @@ impl Bands {
     }
 }
 
-/// Elements of a tensor or a cache as they lie in memory, and maybe more behind them.
-pub(crate) enum Elements<'a> {
-    F32(&'a [f32]),
-    F16(&'a [f16]),
-}
-
-pub(crate) fn elements<'a>(op: &'static str, t: &'a Tensor) -> Result<Elements<'a>> {
+pub(crate) fn numbers<'a>(op: &'static str, t: &'a Tensor) -> Result<Numbers<'a>> {
     let storage = t.buf.get::<HostStorage>().filter(|_| t.buf.device() == DEVICE);
     match storage.ok_or(Error::Foreign { op, expected: DEVICE, found: t.buf.device() })?.data() {
-        HostData::F32(v) => Ok(Elements::F32(v)),
-        HostData::F16(v) => Ok(Elements::F16(v)),
+        HostData::F32(v) => Ok(Numbers::F32(v)),
+        HostData::F16(v) => Ok(Numbers::F16(v)),
         HostData::U32(_) => Err(Error::Type { op, expected: "f32 or f16", found: t.dtype.name() }),
     }
 }
@@ -106,20 +99,17 @@ impl Cpu {
             return Ok(out);
         }
         let (qs, o) = (self.arena.f32s(op, q)?, self.arena.f32s_mut(op, &mut out)?);
-        match (elements(op, k)?, elements(op, v)?) {
-            (Elements::F32(k), Elements::F32(v)) => self.attend_over(qs, k, v, paged, spans, spec, o)?,
-            (Elements::F16(k), Elements::F16(v)) => self.attend_over(qs, k, v, paged, spans, spec, o)?,
-            _ => return Err(Error::Type { op, expected: k.dtype.name(), found: v.dtype.name() }),
-        }
+        let (k, v) = (numbers(op, k)?, numbers(op, v)?);
+        self.attend_over(qs, k, v, paged, spans, spec, o)?;
         Ok(out)
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn attend_over<E: Num>(
+    fn attend_over(
         &self,
         q: &[f32],
-        k: &[E],
-        v: &[E],
+        k: Numbers<'_>,
+        v: Numbers<'_>,
         paged: bool,
         spans: &Spans<'_>,
         spec: &AttendSpec,
@@ -166,7 +156,8 @@ impl Cpu {
                 }
                 let head = rect.first / (group * v_dim);
                 let band = band(span, rect.rows.start, rect.rows.len(), head);
-                self.isa.run(AttendBand { band, rect, scratch: &mut self.scratch.lock(task.worker) });
+                let scratch = &mut self.scratch.lock(task.worker);
+                self.isa.run(Attend { band, from: None, rect, scratch });
             });
         }
         let blocks = bands.blocks.len();
@@ -183,7 +174,7 @@ impl Cpu {
             let span = &spans.spans[span];
             let band = band(span, span.row, span.rows, rect.first / state);
             let scratch = &mut self.scratch.lock(task.worker);
-            self.isa.run(AttendBlocks { band, from: block * SPLIT, rect, scratch });
+            self.isa.run(Attend { band, from: Some(block * SPLIT), rect, scratch });
         });
         let states = self.arena.f32s("attend", &states)?;
         bands.cut(spans.spans, usize::MAX);

@@ -4,16 +4,16 @@ use fathom_core::{DType, HeadProj, KvCache, LatentSpec, Precision, Result, Shape
 use half::f16;
 
 use crate::Cpu;
-use crate::attention::{Bands, Elements, elements};
+use crate::attention::{Bands, numbers};
 use crate::backend::lock;
 use crate::kernels::attend::{Num, SPLIT};
 use crate::kernels::latent::{
-    Absorb, Absorbed, AbsorbedBand, AbsorbedBlocks, AbsorbedJoin, Expand, Expansion, HEADS, Latents, PlainBand, Slabs,
-    Spread, absorbed_scratch, absorbed_state, expansion, is_plain, plain_scratch,
+    Absorb, Absorbed, AbsorbedJoin, AttendAbsorbed, Expand, Expansion, HEADS, Latents, PlainBand, Slabs, Spread,
+    absorbed_scratch, absorbed_state, expansion, is_plain, plain_scratch,
 };
 use crate::kernels::packed::{Act, Columns, PackedBlock};
 use crate::kernels::rows::ToF16;
-use crate::kv::Places;
+use crate::kv::{Numbers, Places};
 use crate::matrix::{Held, Matrix, Wide};
 use crate::pack::{Layout, Packed, ROWS};
 use crate::pool::{Grid, Rect};
@@ -54,8 +54,8 @@ enum Heads<'a, W> {
 }
 
 /// A latent cache and the head projections.
-struct Latent<'a, E, W> {
-    cache: &'a [E],
+struct Latent<'a, W> {
+    cache: Numbers<'a>,
     heads: Heads<'a, W>,
 }
 
@@ -72,37 +72,31 @@ impl Cpu {
         let op = "attend_latent";
         let shape = check::attend_latent(q, cache, k, v, spans, spec)?;
         let mut out = self.arena.alloc(shape, DType::F32);
-        let cache = elements(op, &cache.data)?;
+        let cache = numbers(op, &cache.data)?;
         if let Some(heads) = self.packed_heads(op, k, v)? {
-            match cache {
-                Elements::F32(cache) => self.latent(op, q, &Latent { cache, heads }, spans, spec, &mut out)?,
-                Elements::F16(cache) => self.latent(op, q, &Latent { cache, heads }, spans, spec, &mut out)?,
-            }
+            self.latent(op, q, &Latent { cache, heads }, spans, spec, &mut out)?;
             return Ok(out);
         }
         let (wk, wv) = (self.wide(op, k, spec.heads)?, self.wide(op, v, spec.heads)?);
-        // The four pairs of element types that caches and projections can have.
         macro_rules! over {
-            ($cache:expr, $k:expr, $v:expr) => {{
+            ($k:expr, $v:expr) => {{
                 let heads = Heads::Wide { k: slabs($k, k), v: slabs($v, v) };
-                self.latent(op, q, &Latent { cache: $cache, heads }, spans, spec, &mut out)?;
+                self.latent(op, q, &Latent { cache, heads }, spans, spec, &mut out)?;
             }};
         }
-        match (cache, wk, wv) {
-            (Elements::F32(c), Wide::F32(wk), Wide::F32(wv)) => over!(c, wk, wv),
-            (Elements::F16(c), Wide::F32(wk), Wide::F32(wv)) => over!(c, wk, wv),
-            (Elements::F32(c), Wide::F16(wk), Wide::F16(wv)) => over!(c, wk, wv),
-            (Elements::F16(c), Wide::F16(wk), Wide::F16(wv)) => over!(c, wk, wv),
+        match (wk, wv) {
+            (Wide::F32(wk), Wide::F32(wv)) => over!(wk, wv),
+            (Wide::F16(wk), Wide::F16(wv)) => over!(wk, wv),
             _ => unreachable!("invariant: one backend widens to one type"),
         }
         Ok(out)
     }
 
-    fn latent<E: Num, W: Num>(
+    fn latent<W: Num>(
         &self,
         op: &'static str,
         q: &Tensor,
-        kv: &Latent<'_, E, W>,
+        kv: &Latent<'_, W>,
         spans: &Spans<'_>,
         spec: &LatentSpec,
         out: &mut Tensor,
@@ -181,11 +175,11 @@ impl Cpu {
     }
 
     /// Spans in absorbed form: queries into the latent space, attention with the latent as key and value, results back.
-    fn latent_absorbed<E: Num, W: Num>(
+    fn latent_absorbed<W: Num>(
         &self,
         op: &'static str,
         q: &Tensor,
-        kv: &Latent<'_, E, W>,
+        kv: &Latent<'_, W>,
         spans: &Spans<'_>,
         spec: &LatentSpec,
         out: &mut Tensor,
@@ -247,7 +241,8 @@ impl Cpu {
                     return;
                 }
                 let part = part(span, rect.rows.start, rect.rows.len(), rect.first / rank);
-                self.isa.run(AbsorbedBand { part, rect, scratch: &mut self.scratch.lock(task.worker) });
+                let scratch = &mut self.scratch.lock(task.worker);
+                self.isa.run(AttendAbsorbed { part, from: None, rect, scratch });
             });
         }
         self.absorbed_along(op, &bands, spans, spec, part, l)?;
@@ -265,13 +260,13 @@ impl Cpu {
     }
 
     /// Spans whose blocks are tasks: a state for each block, then their merging in order.
-    fn absorbed_along<'a, E: Num + 'a>(
+    fn absorbed_along<'a>(
         &self,
         op: &'static str,
         bands: &Bands,
         spans: &Spans<'_>,
         spec: &LatentSpec,
-        part: impl Fn(&Span, usize, usize, usize) -> Absorbed<'a, E> + Sync,
+        part: impl Fn(&Span, usize, usize, usize) -> Absorbed<'a> + Sync,
         out: &mut [f32],
     ) -> Result<()> {
         let blocks = bands.blocks.len();
@@ -290,7 +285,7 @@ impl Cpu {
             let span = &spans.spans[span];
             let part = part(span, span.row, span.rows, rect.first / state * width);
             let scratch = &mut self.scratch.lock(task.worker);
-            self.isa.run(AbsorbedBlocks { part, from: block * SPLIT, rect, scratch });
+            self.isa.run(AttendAbsorbed { part, from: Some(block * SPLIT), rect, scratch });
         });
         let states = self.arena.f32s(op, &states)?;
         let rows = out.len() / (heads * rank);
@@ -319,11 +314,11 @@ impl Cpu {
     }
 
     /// Spans in plain form: a task per head expands keys and values for many rows.
-    fn latent_plain<E: Num, W: Num>(
+    fn latent_plain<W: Num>(
         &self,
         op: &'static str,
         q: &Tensor,
-        kv: &Latent<'_, E, W>,
+        kv: &Latent<'_, W>,
         spans: &Spans<'_>,
         spec: &LatentSpec,
         out: &mut Tensor,
@@ -402,7 +397,7 @@ fn slabs<'a, W>(data: &'a [W], p: HeadProj<'_>) -> Slabs<'a, W> {
     Slabs { data, cols: p.weight.cols, first_row: p.first_row, head_stride: p.head_stride }
 }
 
-fn latents<'a, E, W>(kv: &Latent<'a, E, W>, spans: &Spans<'a>, span: &Span, spec: &LatentSpec) -> Latents<'a, E> {
+fn latents<'a, W>(kv: &Latent<'a, W>, spans: &Spans<'a>, span: &Span, spec: &LatentSpec) -> Latents<'a> {
     let places = Places::Paged { table: &spans.tables[span.table..], block: spans.block };
     Latents { cache: kv.cache, stream: spec.latents(), places }
 }

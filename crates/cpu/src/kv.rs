@@ -8,6 +8,7 @@ use fathom_core::KvStream;
 use half::f16;
 
 use crate::kernels::attend::Num;
+use crate::kernels::tile::widen;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Slots of a group.
@@ -75,6 +76,34 @@ impl Places<'_> {
                 ((first + p) * stream.width() + head * dim, 1)
             }
             Places::Paged { table, block } => place(stream, table[p / block] as usize * block + p % block, head),
+        }
+    }
+}
+
+/// Numbers of a tensor or a cache as they lie in memory, and maybe more behind them. Kernels look at the type where they widen: one
+/// compiled for each type would be as many copies of all of attention.
+#[derive(Clone, Copy)]
+pub(crate) enum Numbers<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+}
+
+impl Numbers<'_> {
+    /// `out.len()` numbers from `at` on.
+    #[inline(always)]
+    pub(crate) fn widen<S: Simd>(&self, s: S, at: usize, out: &mut [f32]) {
+        match self {
+            Numbers::F32(x) => out.copy_from_slice(&x[at..at + out.len()]),
+            Numbers::F16(x) => widen(s, &x[at..at + out.len()], out),
+        }
+    }
+
+    /// The number at `at`.
+    #[inline(always)]
+    pub(crate) fn get(&self, at: usize) -> f32 {
+        match self {
+            Numbers::F32(x) => x[at],
+            Numbers::F16(x) => x[at].to_f32(),
         }
     }
 }

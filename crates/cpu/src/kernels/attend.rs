@@ -256,11 +256,12 @@ impl<'a> Flash<'a> {
         }
     }
 
-    /// Divides by the sums: `out` is `[v_dim]` of query `i`.
+    /// Divides by the sums: `out` is what query `i` of `queries` gets, whose state this is.
     #[inline(always)]
-    pub(crate) fn finish(&self, i: usize, out: &mut [f32]) {
-        let r = 1.0 / self.sum[i];
-        for (o, a) in out.iter_mut().zip(&self.acc[i * self.v_dim..(i + 1) * self.v_dim]) {
+    pub(crate) fn finish(state: &[f32], queries: usize, i: usize, out: &mut [f32]) {
+        let r = 1.0 / state[queries + i];
+        let acc = &state[2 * queries + i * out.len()..];
+        for (o, a) in out.iter_mut().zip(acc) {
             *o = a * r;
         }
     }

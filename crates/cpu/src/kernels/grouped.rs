@@ -2,15 +2,15 @@
 
 use fathom_core::KvStream;
 
-use super::attend::{Block, Flash, Num, SPLIT, TILES, merge};
-use super::tile::{MOST, pack_queries, widen};
-use crate::kv::{GROUP, Places};
+use super::attend::{Block, Flash, SPLIT, TILES, merge};
+use super::tile::{MOST, pack_queries};
+use crate::kv::{GROUP, Numbers, Places};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// What tasks of all kinds have in common.
 #[derive(Clone, Copy)]
-pub(crate) struct Band<'a, E> {
+pub(crate) struct Band<'a> {
     /// `[tokens, q_width]`; the group's queries, each `dim` wide, begin at column `q_first`.
     pub(crate) q: &'a [f32],
     pub(crate) q_width: usize,
@@ -27,8 +27,8 @@ pub(crate) struct Band<'a, E> {
     /// Factor on the scores.
     pub(crate) scale: f32,
     /// Keys and values of all positions, and where they lie.
-    pub(crate) k: (&'a [E], KvStream),
-    pub(crate) v: (&'a [E], KvStream),
+    pub(crate) k: (Numbers<'a>, KvStream),
+    pub(crate) v: (Numbers<'a>, KvStream),
     pub(crate) places: Places<'a>,
     /// Positions that the band's first row sees.
     pub(crate) seen: usize,
@@ -42,7 +42,7 @@ pub(crate) fn band_scratch(queries: usize, dim: usize, v_dim: usize) -> usize {
     queries * dim + Flash::state(queries, v_dim) + Flash::work(v_dim) + SPLIT * (dim + padded)
 }
 
-impl<E: Num> Band<'_, E> {
+impl Band<'_> {
     /// Positions that some row sees.
     fn end(&self) -> usize {
         if self.causal { self.seen + self.rows - 1 } else { self.seen }
@@ -65,35 +65,32 @@ impl<E: Num> Band<'_, E> {
         let sees = |i: usize| if causal { (seen + i / group).saturating_sub(from) } else { len };
         let (mut keys_at, mut values_at) = ([0; TILES], [0; TILES]);
         // One tile of queries widens as it goes; more share the work.
-        let direct = self.places.grouped() && self.rows * group <= MOST && self.v_dim.is_multiple_of(LANES);
-        let keys_from = |from: usize, at: &mut [usize; TILES]| {
-            let n = self.end().saturating_sub(from).min(SPLIT).div_ceil(GROUP);
-            for g in 0..n {
-                at[g] = self.places.at(self.k.1, from + g * GROUP, self.head).0;
-            }
-            n
-        };
-        if direct {
+        let few = self.places.grouped() && self.rows * group <= MOST && self.v_dim.is_multiple_of(LANES);
+        if let (true, Numbers::F16(keys), Numbers::F16(values)) = (few, self.k.0, self.v.0) {
+            let keys_from = |from: usize, at: &mut [usize; TILES]| {
+                let n = self.end().saturating_sub(from).min(SPLIT).div_ceil(GROUP);
+                for g in 0..n {
+                    at[g] = self.places.at(self.k.1, from + g * GROUP, self.head).0;
+                }
+                n
+            };
             for g in 0..keys_from(from, &mut keys_at) {
                 values_at[g] = self.places.at(self.v.1, from + g * GROUP, self.head).0;
             }
             let mut next = [0; TILES];
             let soon = if from + SPLIT < until { keys_from(from + SPLIT, &mut next) } else { 0 };
-            flash.block(
-                s,
-                Block {
-                    keys: self.k.0,
-                    keys_at: &keys_at,
-                    values: self.v.0,
-                    values_at: &values_at,
-                    stride: self.v_dim,
-                    len,
-                    ahead: true,
-                    next: &next[..soon],
-                    tile: self.dim * GROUP,
-                },
-                sees,
-            );
+            let block = Block {
+                keys,
+                keys_at: &keys_at,
+                values,
+                values_at: &values_at,
+                stride: self.v_dim,
+                len,
+                ahead: true,
+                next: &next[..soon],
+                tile: self.dim * GROUP,
+            };
+            flash.block(s, block, sees);
         } else {
             let padded = self.v_dim.next_multiple_of(LANES);
             let (keys, values) = wide[..SPLIT * (self.dim + padded)].split_at_mut(SPLIT * self.dim);
@@ -115,14 +112,13 @@ impl<E: Num> Band<'_, E> {
             let first = from + g * GROUP;
             if self.places.grouped() {
                 let at = self.places.at(stream, first, head).0;
-                widen(s, &data[at..at + GROUP * dim], tile);
+                data.widen(s, at, tile);
                 continue;
             }
             for j in 0..GROUP.min(from + len - first) {
                 let (at, step) = self.places.at(stream, first + j, head);
-                let key = data[at..at + (dim - 1) * step + 1].iter().step_by(step);
-                for (o, x) in tile[j..].iter_mut().step_by(GROUP).zip(key) {
-                    *o = x.widen();
+                for (d, o) in tile[j..].iter_mut().step_by(GROUP).enumerate() {
+                    *o = data.get(at + d * step);
                 }
             }
         }
@@ -135,22 +131,24 @@ impl<E: Num> Band<'_, E> {
         for (j, row) in out.chunks_exact_mut(padded).take(len).enumerate() {
             let at = self.places.at(stream, from + j, self.head).0;
             let (row, rest) = row.split_at_mut(self.v_dim);
-            widen(s, &data[at..at + self.v_dim], row);
+            data.widen(s, at, row);
             rest.fill(0.0);
         }
     }
 }
 
-/// A band, block after block.
-pub(crate) struct AttendBand<'a, E> {
-    pub(crate) band: Band<'a, E>,
-    /// `[band's rows, group × v_dim]`.
+/// A band, block after block, or some blocks of it, whose results wait for those of the others.
+pub(crate) struct Attend<'a> {
+    pub(crate) band: Band<'a>,
+    /// Position at which the first of some blocks begins; `None`: all of them.
+    pub(crate) from: Option<usize>,
+    /// `[band's rows, group × v_dim]`, or a row of [`Flash::state`] numbers for each block.
     pub(crate) rect: Rect<'a>,
     /// At least [`band_scratch`] numbers.
     pub(crate) scratch: &'a mut [f32],
 }
 
-impl<E: Num> Kernel for AttendBand<'_, E> {
+impl Kernel for Attend<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
@@ -160,47 +158,32 @@ impl<E: Num> Kernel for AttendBand<'_, E> {
         let (state, rest) = rest.split_at_mut(Flash::state(queries, v_dim));
         let (work, wide) = rest.split_at_mut(Flash::work(v_dim));
         self.band.pack(s, q);
-        let mut flash = Flash::start(q, dim, v_dim, state, work);
-        for from in (0..self.band.end()).step_by(SPLIT) {
-            self.band.block(s, &mut flash, from, self.band.end(), wide);
-        }
-        for i in 0..rows {
-            let out = self.rect.row(row + i);
-            for h in 0..group {
-                flash.finish(i * group + h, &mut out[h * v_dim..(h + 1) * v_dim]);
+        // Blocks of their own begin anew each time.
+        let (times, first, until) = match self.from {
+            Some(from) => (self.rect.rows.len(), from, from + self.rect.rows.len() * SPLIT),
+            None => (1, 0, self.band.end()),
+        };
+        for i in 0..times {
+            let (state, blocks) = match self.from {
+                Some(from) => (self.rect.row(self.rect.rows.start + i), from + i * SPLIT..from + i * SPLIT + 1),
+                None => (&mut *state, first..until),
+            };
+            let mut flash = Flash::start(q, dim, v_dim, state, work);
+            for from in blocks.step_by(SPLIT) {
+                self.band.block(s, &mut flash, from, until, wide);
             }
         }
-    }
-}
-
-/// Some blocks of a band, whose results wait for those of the others.
-pub(crate) struct AttendBlocks<'a, E> {
-    pub(crate) band: Band<'a, E>,
-    /// Position at which the first block begins.
-    pub(crate) from: usize,
-    /// A row of [`Flash::state`] numbers for each block.
-    pub(crate) rect: Rect<'a>,
-    /// At least [`band_scratch`] numbers.
-    pub(crate) scratch: &'a mut [f32],
-}
-
-impl<E: Num> Kernel for AttendBlocks<'_, E> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let Band { group, rows, dim, v_dim, .. } = self.band;
-        let (q, rest) = self.scratch.split_at_mut(rows * group * dim);
-        let (work, wide) = rest.split_at_mut(Flash::work(v_dim));
-        self.band.pack(s, q);
-        let until = self.from + self.rect.rows.len() * SPLIT;
-        for (i, row) in self.rect.rows.clone().enumerate() {
-            let mut flash = Flash::start(q, dim, v_dim, self.rect.row(row), work);
-            self.band.block(s, &mut flash, self.from + i * SPLIT, until, wide);
+        if self.from.is_some() {
+            return;
+        }
+        for i in 0..queries {
+            let out = &mut self.rect.row(row + i / group)[i % group * v_dim..][..v_dim];
+            Flash::finish(state, queries, i, out);
         }
     }
 }
 
-/// Merges what [`AttendBlocks`]s found for one query, in the order of the blocks.
+/// Merges what [`Attend`]s found for one query, in the order of the blocks.
 pub(crate) struct Join<'a> {
     /// The query's `(max, sum, values)` of block b are in `states[b × stride..]`.
     pub(crate) states: &'a [f32],

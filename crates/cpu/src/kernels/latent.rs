@@ -1,7 +1,7 @@
 //! Multi-head latent attention (V2 paper, section 2.1.2 and appendix C).
 //!
 //! Absorbed, for few rows: queries move into the latent space ([`Absorb`]), where the cache row is key and value at once and all heads
-//! share it ([`Absorbed`]), and results move back ([`Expand`]). A vector is sixteen heads there: latents are widened
+//! share it ([`AttendAbsorbed`]), and results move back ([`Expand`]). A vector is sixteen heads there: latents are widened
 //! once, read as rows, and nothing is added up across lanes.
 //!
 //! Plain, for many rows: keys and values of one head are expanded from the latent, one block of positions at a time, for all
@@ -11,7 +11,7 @@ use fathom_core::{KvStream, LatentForm, LatentSpec};
 
 use super::attend::{Block, Flash, Num, SPLIT, TILES, load_at};
 use super::tile::{pack_queries, rows_by_tile, tile_of, turn, widen};
-use crate::kv::{GROUP, Places};
+use crate::kv::{GROUP, Numbers, Places};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -22,13 +22,13 @@ pub(crate) const HEADS: usize = LANES;
 
 /// The latents of a cache, and the sequence's places in it.
 #[derive(Clone, Copy)]
-pub(crate) struct Latents<'a, E> {
-    pub(crate) cache: &'a [E],
+pub(crate) struct Latents<'a> {
+    pub(crate) cache: Numbers<'a>,
     pub(crate) stream: KvStream,
     pub(crate) places: Places<'a>,
 }
 
-impl<E: Num> Latents<'_, E> {
+impl Latents<'_> {
     /// Rows of positions `from..from + n`, widened, `stride` numbers apart, zeros behind each.
     #[inline(always)]
     fn widen<S: Simd>(&self, s: S, from: usize, n: usize, stride: usize, out: &mut [f32]) {
@@ -36,7 +36,7 @@ impl<E: Num> Latents<'_, E> {
         for (j, row) in out.chunks_exact_mut(stride).take(n).enumerate() {
             let at = self.places.at(self.stream, from + j, 0).0;
             let (row, rest) = row.split_at_mut(width);
-            widen(s, &self.cache[at..at + width], row);
+            self.cache.widen(s, at, row);
             rest.fill(0.0);
         }
     }
@@ -53,10 +53,10 @@ struct Unit {
 
 /// What absorbed queries have in common.
 #[derive(Clone, Copy)]
-pub(crate) struct Absorbed<'a, E> {
+pub(crate) struct Absorbed<'a> {
     /// `[tokens, heads × (rank + rope)]`.
     pub(crate) q: &'a [f32],
-    pub(crate) latents: Latents<'a, E>,
+    pub(crate) latents: Latents<'a>,
     pub(crate) spec: &'a LatentSpec,
     /// Rows of the batch: the first, and how many.
     pub(crate) row: usize,
@@ -86,8 +86,8 @@ pub(crate) fn absorbed_scratch(rows: usize, heads: usize, spec: &LatentSpec) -> 
     turned + 2 * absorbed_state(rows, heads, spec.rank) + work
 }
 
-impl<E: Num> Absorbed<'_, E> {
-    fn units(&self) -> impl Iterator<Item = Unit> + use<E> {
+impl Absorbed<'_> {
+    fn units(&self) -> impl Iterator<Item = Unit> + use<> {
         let (row, head, heads) = (self.row, self.head, self.heads);
         (0..self.rows).flat_map(move |r| {
             (0..heads).step_by(HEADS).map(move |h| Unit { row: row + r, head: head + h, heads: HEADS.min(heads - h) })
@@ -268,16 +268,18 @@ fn finish<S: Simd>(s: S, state: &mut [f32], h: usize, out: &mut [f32]) {
     }
 }
 
-/// Absorbed queries, block after block.
-pub(crate) struct AbsorbedBand<'a, E> {
-    pub(crate) part: Absorbed<'a, E>,
-    /// `[rows, heads × rank]`.
+/// Absorbed queries, block after block, or some blocks of theirs, whose results wait for those of the others.
+pub(crate) struct AttendAbsorbed<'a> {
+    pub(crate) part: Absorbed<'a>,
+    /// Position at which the first of some blocks begins; `None`: all of them.
+    pub(crate) from: Option<usize>,
+    /// `[rows, heads × rank]`, or a row of [`absorbed_state`] numbers for each block.
     pub(crate) rect: Rect<'a>,
     /// At least [`absorbed_scratch`] numbers.
     pub(crate) scratch: &'a mut [f32],
 }
 
-impl<E: Num> Kernel for AbsorbedBand<'_, E> {
+impl Kernel for AttendAbsorbed<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
@@ -289,14 +291,28 @@ impl<E: Num> Kernel for AbsorbedBand<'_, E> {
         let (block, work) = rest.split_at_mut(size);
         part.turn(s, turned, work);
         states.chunks_exact_mut(each).for_each(clear);
-        for from in (0..part.seen + part.rows - 1).step_by(SPLIT) {
+        let (first, until) = match self.from {
+            Some(from) => (from, from + self.rect.rows.len() * SPLIT),
+            None => (0, part.seen + part.rows - 1),
+        };
+        for from in (first..until).step_by(SPLIT) {
+            let block = match self.from {
+                Some(_) => &mut self.rect.row(self.rect.rows.start + (from - first) / SPLIT)[..size],
+                None => &mut *block,
+            };
             part.block(s, turned, from, block, work);
-            let all = part.units().zip(states.chunks_exact_mut(each)).zip(block.chunks_exact_mut(each));
+            if self.from.is_some() {
+                continue;
+            }
+            let all = part.units().zip(states.chunks_exact_mut(each)).zip(block.chunks_exact(each));
             for ((u, state), block) in all {
                 if part.seen + u.row - part.row > from {
                     merge(s, state, block);
                 }
             }
+        }
+        if self.from.is_some() {
+            return;
         }
         for (u, state) in part.units().zip(states.chunks_exact_mut(each)) {
             let out = &mut self.rect.row(u.row)[(u.head - part.head) * rank..][..u.heads * rank];
@@ -307,32 +323,7 @@ impl<E: Num> Kernel for AbsorbedBand<'_, E> {
     }
 }
 
-/// Some blocks of absorbed queries, whose results wait for those of the others.
-pub(crate) struct AbsorbedBlocks<'a, E> {
-    pub(crate) part: Absorbed<'a, E>,
-    /// Position at which the first block begins.
-    pub(crate) from: usize,
-    /// A row of [`absorbed_state`] numbers for each block.
-    pub(crate) rect: Rect<'a>,
-    /// At least [`absorbed_scratch`] numbers.
-    pub(crate) scratch: &'a mut [f32],
-}
-
-impl<E: Num> Kernel for AbsorbedBlocks<'_, E> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let LatentSpec { rank, rope, .. } = *self.part.spec;
-        let (turned, work) = self.scratch.split_at_mut(self.part.unit_count() * (rank + rope) * HEADS);
-        self.part.turn(s, turned, work);
-        for (i, row) in self.rect.rows.clone().enumerate() {
-            let states = &mut self.rect.row(row)[..self.part.unit_count() * unit_state(rank)];
-            self.part.block(s, turned, self.from + i * SPLIT, states, work);
-        }
-    }
-}
-
-/// Merges what [`AbsorbedBlocks`]s found for one vector of heads, in the order of the blocks.
+/// Merges what [`AttendAbsorbed`]s found for one vector of heads, in the order of the blocks.
 pub(crate) struct AbsorbedJoin<'a> {
     /// The unit's state of block b begins at `b × stride`.
     pub(crate) states: &'a [f32],
@@ -402,10 +393,10 @@ impl<W: Num> Kernel for Spread<'_, W> {
 }
 
 /// One head in plain form, a band of rows of one span.
-pub(crate) struct PlainBand<'a, E> {
+pub(crate) struct PlainBand<'a> {
     /// `[tokens, heads × (nope + rope)]`.
     pub(crate) q: &'a [f32],
-    pub(crate) latents: Latents<'a, E>,
+    pub(crate) latents: Latents<'a>,
     pub(crate) heads: Expansion<'a>,
     pub(crate) spec: &'a LatentSpec,
     /// Positions that the band's first row sees.
@@ -424,7 +415,7 @@ pub(crate) fn plain_scratch(rows: usize, spec: &LatentSpec) -> usize {
     queries + SPLIT * (dim + padded) + CHUNK * latents + GROUP * spec.rank + CHUNK * LANES
 }
 
-impl<E: Num> Kernel for PlainBand<'_, E> {
+impl Kernel for PlainBand<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
@@ -470,8 +461,9 @@ impl<E: Num> Kernel for PlainBand<'_, E> {
             let seen = self.seen;
             flash.block(s, block, |i| (seen + i).saturating_sub(from));
         }
+        let queries = rows.len();
         for (i, row) in rows.enumerate() {
-            flash.finish(i, self.rect.row(row));
+            Flash::finish(state, queries, i, self.rect.row(row));
         }
     }
 }
