@@ -421,10 +421,10 @@ mod tests {
         // 3 rows, 6 × 4 weights of 2 bytes.
         assert_eq!(null.counts().ops["linear"], Cost { calls: 1, flops: 2 * 3 * 24, weight_bytes: 48, cache_bytes: 0 });
 
-        let mut k = null.kv_alloc(16, 4, DType::F16).unwrap();
-        let v = null.kv_alloc(16, 4, DType::F16).unwrap();
-        null.kv_write(&mut k, &x, &[5, 6, 7]).unwrap();
         let spec = AttendSpec { heads: 2, kv_heads: 1, head_dim: 4, v_dim: 4, scale: 1.0, mask: Mask::Causal };
+        let mut k = null.kv_alloc(16, spec.keys(), DType::F16).unwrap();
+        let v = null.kv_alloc(16, spec.values(), DType::F16).unwrap();
+        null.kv_write(&mut k, &x, &[5, 6, 7]).unwrap();
         let q = null.tensor(Shape::matrix(3, 8), &[0.0; 24]).unwrap();
         let span = Span { row: 0, rows: 3, start: 5, table: 0, form: LatentForm::Plain };
         let spans = Spans { spans: &[span], tables: &[0, 1], block: 8 };
