@@ -187,7 +187,8 @@ impl<const DIGITS: usize> Work for PackedBlock<'_, '_, DIGITS> {
                 16.. if S::TILES >= 4 => self.tile::<S, C, D, 4, 4>(s, t),
                 8.. if S::TILE >= 8 => self.tile::<S, C, D, 8, 1>(s, t),
                 4.. if S::TILE >= 4 || S::TILES >= 4 => self.tile::<S, C, D, 4, 1>(s, t),
-                2.. => self.tile::<S, C, D, 2, 1>(s, t),
+                // Where the unpacked levels do not stay in registers, two rows at once gain little.
+                2.. if S::TILES < 4 => self.tile::<S, C, D, 2, 1>(s, t),
                 _ => self.tile::<S, C, D, 1, 1>(s, t),
             }
         }

@@ -47,6 +47,27 @@ fn round_bf16(v: [__m256; 2]) -> __m256i {
     _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(lo, hi))
 }
 
+/// What [`Simd::dots`] is made of, half a vector at a time.
+impl Avx2 {
+    proven! {
+        /// All 16-bit lanes `x`.
+        fn words(self, x: i16) -> __m256i { _mm256_set1_epi16(x) }
+        /// Four columns in every lane.
+        fn columns(self, x: [i8; 4]) -> __m256i { _mm256_set1_epi32(i32::from_le_bytes(x.map(|v| v as u8))) }
+        /// Sums of two products each, in 16 bits: unsigned bytes below 64 times signed bytes.
+        fn products(self, w: __m256i, x: __m256i) -> __m256i { _mm256_maddubs_epi16(w, x) }
+        /// The same for `w − 128` of any byte `w`: 128·127·2 fits 16 bits, once.
+        fn signed_products(self, w: __m256i, x: __m256i) -> __m256i {
+            let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+        }
+        /// `a + b` in 16 bits.
+        fn add_words(self, a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi16(a, b) }
+        /// Sums of two 16-bit products each, in 32 bits.
+        fn pairs(self, a: __m256i, b: __m256i) -> __m256i { _mm256_madd_epi16(a, b) }
+    }
+}
+
 impl Simd for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
@@ -67,61 +88,41 @@ impl Simd for Avx2 {
         x: [(&Digits<D>, [i32; 2]); T],
     ) -> [[[__m256i; 2]; H]; T] {
         let run = if L::BITS < 7 { (128 >> L::BITS).min(8 / H) } else { 1 };
-        // SAFETY: `self` proves that the machine has the instructions.
-        unsafe {
-            let mut out = [[[_mm256_setzero_si256(); 2]; H]; T];
-            for d in 0..D {
-                let weight = _mm256_set1_epi16(if d + 1 < D { 128 } else { 1 });
-                for k in 0..8 / run {
-                    let mut sums = [[_mm256_setzero_si256(); 2]; T];
-                    for g in k * run..(k + 1) * run {
-                        let w = w.group(self, g);
-                        for i in 0..T {
-                            let x = _mm256_set1_epi32(i32::from_le_bytes(x[i].0[d][g].map(|v| v as u8)));
-                            for r in 0..2 {
-                                let p = if L::BITS < 7 {
-                                    _mm256_maddubs_epi16(w[r], x)
-                                } else {
-                                    // Signed levels: 128·127·2 fits 16 bits, once.
-                                    let w = _mm256_xor_si256(w[r], _mm256_set1_epi8(-128));
-                                    _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                                };
-                                sums[i][r] = _mm256_add_epi16(sums[i][r], p);
-                            }
-                        }
-                    }
+        let mut out = [[self.splat_i(0); H]; T];
+        for d in 0..D {
+            let weight = self.words(if d + 1 < D { 128 } else { 1 });
+            for k in 0..8 / run {
+                let mut sums = [[self.words(0); 2]; T];
+                for g in k * run..(k + 1) * run {
+                    let w = w.group(self, g);
                     for i in 0..T {
-                        let out = &mut out[i][k * run * H / 8];
+                        let x = self.columns(x[i].0[d][g]);
                         for r in 0..2 {
-                            out[r] = _mm256_add_epi32(out[r], _mm256_madd_epi16(sums[i][r], weight));
+                            let products =
+                                if L::BITS < 7 { self.products(w[r], x) } else { self.signed_products(w[r], x) };
+                            sums[i][r] = self.add_words(sums[i][r], products);
                         }
                     }
                 }
-            }
-            if L::OFFSET != 0 && L::BITS < 7 {
-                for (out, (_, [a, b])) in out.iter_mut().zip(x) {
-                    for (h, out) in out.iter_mut().enumerate() {
-                        let sum = _mm256_set1_epi32(-L::OFFSET * if H == 2 { [a, b][h] } else { a + b });
-                        *out = [_mm256_add_epi32(out[0], sum), _mm256_add_epi32(out[1], sum)];
-                    }
+                for i in 0..T {
+                    let out = &mut out[i][k * run * H / 8];
+                    *out = self.add_i(*out, [self.pairs(sums[i][0], weight), self.pairs(sums[i][1], weight)]);
                 }
             }
-            out
         }
-    }
-
-    #[inline(always)]
-    fn fetch<T>(self, x: &T) {
-        // SAFETY: asking ahead touches no memory.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()) }
-    }
-    #[inline(always)]
-    fn fetch_far<T>(self, x: &T) {
-        // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()) }
+        if L::OFFSET != 0 && L::BITS < 7 {
+            for (out, (_, [a, b])) in out.iter_mut().zip(x) {
+                for (h, out) in out.iter_mut().enumerate() {
+                    *out = self.add_i(*out, self.splat_i(-L::OFFSET * if H == 2 { [a, b][h] } else { a + b }));
+                }
+            }
+        }
+        out
     }
 
     proven! {
+        fn ask(self, at: *const i8) { _mm_prefetch::<_MM_HINT_T0>(at) }
+        fn ask_far(self, at: *const i8) { _mm_prefetch::<_MM_HINT_T1>(at) }
         fn splat(self, x: f32) -> [__m256; 2] { [_mm256_set1_ps(x); 2] }
         fn load(self, x: &[f32; 16]) -> [__m256; 2] {
             [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))]

@@ -55,18 +55,9 @@ impl Simd for Avx512 {
     const BRAIN: bool = true;
     const QUERIES: usize = 6;
 
-    #[inline(always)]
-    fn fetch<T>(self, x: &T) {
-        // SAFETY: asking ahead touches no memory.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()) }
-    }
-    #[inline(always)]
-    fn fetch_far<T>(self, x: &T) {
-        // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()) }
-    }
-
     proven! {
+        fn ask(self, at: *const i8) { _mm_prefetch::<_MM_HINT_T0>(at) }
+        fn ask_far(self, at: *const i8) { _mm_prefetch::<_MM_HINT_T1>(at) }
         fn splat(self, x: f32) -> __m512 { _mm512_set1_ps(x) }
         fn load(self, x: &[f32; 16]) -> __m512 { _mm512_loadu_ps(x.as_ptr()) }
         fn store(self, v: __m512, out: &mut [f32; 16]) { _mm512_storeu_ps(out.as_mut_ptr(), v) }

@@ -224,13 +224,25 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Asks for the cache line of `x` in the first-level cache.
     #[inline(always)]
     fn fetch<T>(self, x: &T) {
-        let _ = x;
+        self.ask(std::ptr::from_ref(x).cast());
     }
 
     /// Asks for the cache line of `x` in the second-level cache.
     #[inline(always)]
     fn fetch_far<T>(self, x: &T) {
-        let _ = x;
+        self.ask_far(std::ptr::from_ref(x).cast());
+    }
+
+    /// [`Simd::fetch`] of an address, which is not read; nothing where the level knows no such instruction.
+    #[inline(always)]
+    fn ask(self, at: *const i8) {
+        let _ = at;
+    }
+
+    /// The same for [`Simd::fetch_far`].
+    #[inline(always)]
+    fn ask_far(self, at: *const i8) {
+        let _ = at;
     }
 
     /// Zero.
