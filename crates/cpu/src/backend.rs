@@ -170,10 +170,15 @@ impl Cpu {
         if rows * cost < 4 * TASK { rows.max(1) } else { (TASK / cost.max(1)).max(1) }
     }
 
+    /// Whether bfloat16 weights are read in panels in fast precision.
+    pub(crate) fn reads_pairs(&self) -> bool {
+        self.level != Level::Portable
+    }
+
     /// Takes over matrices of one shape: packed where that is quicker, else as they are.
     fn take(&self, weights: &[Weight]) -> Result<Vec<Matrix>> {
         let first = &weights[0];
-        let brain = self.level != Level::Portable && weights.iter().all(pairs);
+        let brain = self.reads_pairs() && weights.iter().all(pairs);
         let layout = Layout::of(first.format).or(brain.then_some(Layout::PAIRS)).filter(|_| {
             // A panel of few rows would be mostly padding.
             let alike = weights.iter().all(|w| w.format == first.format);

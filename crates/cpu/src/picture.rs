@@ -9,7 +9,7 @@ use crate::backend::lock;
 use crate::kernels::picture::{Affine, ConvBlock, Lattice, Moments, Pair, Tap, ToPairs, WIDTH};
 use crate::pool::Grid;
 use crate::simd::LANES;
-use crate::{Cpu, DEVICE, Level};
+use crate::{Cpu, DEVICE};
 
 /// Output pixels per task: their inputs stay in the cache while a block of kernels passes over them.
 const PIXELS: usize = 256;
@@ -27,7 +27,7 @@ enum Kernels {
 impl Cpu {
     /// Whether a convolution of so many channels is computed in bfloat16.
     fn conv_in_brain(&self, channels: usize) -> bool {
-        self.precision == Precision::Fast && self.level == Level::Avx512 && channels.is_multiple_of(2 * LANES)
+        self.precision == Precision::Fast && self.isa.brain() && channels.is_multiple_of(2 * LANES)
     }
 
     pub(crate) fn pack_conv(&self, weight: &Weight, kernel: usize) -> Result<Resident> {

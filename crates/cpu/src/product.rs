@@ -13,6 +13,7 @@ use arrayvec::ArrayVec;
 use fathom_core::backend::Outputs;
 use fathom_core::{DType, Precision, Proj, ResidentExperts, Result, Shape, Tensor};
 
+use crate::Cpu;
 use crate::backend::lock;
 use crate::kernels::dot::{Brain, DotBlock, PairsBlock, ToBrain};
 use crate::kernels::packed::{Act, PackedBlock, Quantise};
@@ -21,7 +22,6 @@ use crate::matrix::{Matrix, Way};
 use crate::pack::{BLOCK, Layout, ROWS, pack_panel};
 use crate::pool::{Grid, Rect};
 use crate::simd::LANES;
-use crate::{Cpu, Level};
 
 /// One projection.
 #[derive(Clone, Copy)]
@@ -143,7 +143,7 @@ impl Cpu {
 
     fn way(&self, m: &Matrix) -> Way {
         match self.precision {
-            Precision::Fast => m.fast_way(self.level != Level::Portable),
+            Precision::Fast => m.fast_way(self.reads_pairs()),
             Precision::Exact => Way::Widened,
         }
     }

@@ -238,51 +238,47 @@ impl<const DIGITS: usize> Kernel for PairsBlock<'_, '_, DIGITS> {
     fn run<S: Simd>(mut self, s: S) {
         let (mut t, end) = (self.rect.rows.start, self.rect.rows.end);
         while t < end {
+            // So many panels at a time that enough sums are under way.
             t += match end - t {
-                4.. if !S::BRAIN => self.widened::<S, 4, 1>(s, t),
-                2.. if !S::BRAIN => self.widened::<S, 2, 2>(s, t),
-                _ if !S::BRAIN => self.widened::<S, 1, 2>(s, t),
-                8.. if S::TILE >= 8 => self.tile::<S, 8>(s, t),
-                4.. if S::TILE >= 4 => self.tile::<S, 4>(s, t),
-                2.. => self.tile::<S, 2>(s, t),
-                _ => self.tile::<S, 1>(s, t),
+                4.. if !S::BRAIN => self.tile::<S, 4, 1>(s, t, self.numbers(t)),
+                2.. if !S::BRAIN => self.tile::<S, 2, 2>(s, t, self.numbers(t)),
+                _ if !S::BRAIN => self.tile::<S, 1, 2>(s, t, self.numbers(t)),
+                8.. if S::TILE >= 8 => self.tile::<S, 8, 2>(s, t, self.rounded(t)),
+                4.. if S::TILE >= 4 => self.tile::<S, 4, 2>(s, t, self.rounded(t)),
+                2.. => self.tile::<S, 2, 2>(s, t, self.rounded(t)),
+                _ => self.tile::<S, 1, 2>(s, t, self.rounded(t)),
             };
         }
     }
 }
 
-impl<const DIGITS: usize> PairsBlock<'_, '_, DIGITS> {
-    /// All panels for `T` tokens from `t` on, two at a time.
+impl<'a, const DIGITS: usize> PairsBlock<'a, '_, DIGITS> {
+    /// `T` tokens from `t` on, rounded.
     #[inline(always)]
-    fn tile<S: Simd, const T: usize>(&mut self, s: S, t: usize) -> usize {
-        let steps = self.cols / (2 * LANES);
-        let x: [&[Brain<DIGITS>]; T] = std::array::from_fn(|i| &self.x[(t + i) * steps..][..steps]);
-        let mut panels = self.panels.as_chunks::<64>().0.as_chunks::<LANES>().0.chunks_exact(steps);
-        let mut at = self.at;
-        while let Some(a) = panels.next() {
-            at += match panels.next() {
-                Some(b) => self.write::<S, T, 2>(s, t, at, pairs_times(s, [a, b], x)),
-                None => self.write::<S, T, 1>(s, t, at, pairs_times(s, [a], x)),
-            };
-        }
-        T
+    fn rounded<const T: usize>(&self, t: usize) -> [&'a [Brain<DIGITS>]; T] {
+        let (x, steps) = (self.x, self.cols / (2 * LANES));
+        std::array::from_fn(|i| &x[(t + i) * steps..][..steps])
     }
 
-    /// All panels for `T` tokens from `t` on, `P` at a time, with weights widened: eight sums are under way.
+    /// `T` tokens from `t` on, as they are.
     #[inline(always)]
-    fn widened<S: Simd, const T: usize, const P: usize>(&mut self, s: S, t: usize) -> usize {
+    fn numbers<const T: usize>(&self, t: usize) -> [&'a [[f32; 2 * LANES]]; T] {
+        let (x, cols) = (self.numbers, self.cols);
+        std::array::from_fn(|i| x[(t + i) * cols..][..cols].as_chunks().0)
+    }
+
+    /// All panels for the `T` tokens `x`, which are those from `t` on, `P` panels at a time.
+    #[inline(always)]
+    fn tile<S: Simd, const T: usize, const P: usize>(&mut self, s: S, t: usize, x: impl Factors<T>) -> usize {
         let steps = self.cols / (2 * LANES);
-        let x: [&[[f32; 2 * LANES]]; T] =
-            std::array::from_fn(|i| &self.numbers[(t + i) * self.cols..(t + i + 1) * self.cols].as_chunks().0[..steps]);
-        let mut panels = self.panels.as_chunks::<64>().0.as_chunks::<LANES>().0.chunks_exact(steps);
-        let mut at = self.at;
-        while panels.len() >= P {
-            let some: [&[Vectors]; P] =
-                std::array::from_fn(|_| panels.next().expect("invariant: as many panels are left"));
-            at += self.write::<S, T, P>(s, t, at, widened_times(s, some, x));
+        let panels = self.panels.as_chunks::<64>().0.as_chunks::<LANES>().0.chunks_exact(P * steps);
+        let (rest, mut at) = (panels.remainder(), self.at);
+        for some in panels {
+            let some: [&[Vectors]; P] = std::array::from_fn(|p| &some[p * steps..][..steps]);
+            at += self.write::<S, T, P>(s, t, at, x.times(s, some));
         }
-        for a in panels {
-            at += self.write::<S, T, 1>(s, t, at, widened_times(s, [a], x));
+        for one in rest.chunks_exact(steps) {
+            at += self.write::<S, T, 1>(s, t, at, x.times(s, [one]));
         }
         T
     }
@@ -314,58 +310,60 @@ impl<const DIGITS: usize> PairsBlock<'_, '_, DIGITS> {
     }
 }
 
-/// `P` panels times `T` rows of activations.
-#[inline(always)]
-fn pairs_times<S: Simd, const DIGITS: usize, const T: usize, const P: usize>(
-    s: S,
-    panels: [&[Vectors]; P],
-    x: [&[Brain<DIGITS>]; T],
-) -> [[S::F; T]; P] {
-    let mut acc = [[s.zero(); T]; P];
-    let steps = x[0].len();
-    // Cut to what is read, so that the loop checks nothing.
-    let panels = panels.map(|p| &p[..steps]);
-    let x = x.map(|x| &x[..steps]);
-    for c in 0..steps {
-        for k in 0..LANES {
-            let w = panels.map(|p| s.load_b(&p[c][k]));
-            for d in 0..DIGITS {
-                for i in 0..T {
-                    let x = s.splat_word(x[i][c][d][k]);
-                    for p in 0..P {
-                        acc[p][i] = s.dot2_bf16(acc[p][i], w[p], x);
+/// `T` rows of activations that panels of BF16 are multiplied by.
+trait Factors<const T: usize>: Copy {
+    /// Products with `P` panels.
+    fn times<S: Simd, const P: usize>(self, s: S, panels: [&[Vectors]; P]) -> [[S::F; T]; P];
+}
+
+/// Rounded, digit after digit.
+impl<const DIGITS: usize, const T: usize> Factors<T> for [&[Brain<DIGITS>]; T] {
+    #[inline(always)]
+    fn times<S: Simd, const P: usize>(self, s: S, panels: [&[Vectors]; P]) -> [[S::F; T]; P] {
+        let mut acc = [[s.zero(); T]; P];
+        let steps = self[0].len();
+        // Cut to what is read, so that the loop checks nothing.
+        let panels = panels.map(|p| &p[..steps]);
+        let x = self.map(|x| &x[..steps]);
+        for c in 0..steps {
+            for k in 0..LANES {
+                let w = panels.map(|p| s.load_b(&p[c][k]));
+                for d in 0..DIGITS {
+                    for i in 0..T {
+                        let x = s.splat_word(x[i][c][d][k]);
+                        for p in 0..P {
+                            acc[p][i] = s.dot2_bf16(acc[p][i], w[p], x);
+                        }
                     }
                 }
             }
         }
+        acc
     }
-    acc
 }
 
-/// `P` panels, widened, times `T` rows of activations as they are.
-#[inline(always)]
-fn widened_times<S: Simd, const T: usize, const P: usize>(
-    s: S,
-    panels: [&[Vectors]; P],
-    x: [&[[f32; 2 * LANES]]; T],
-) -> [[S::F; T]; P] {
-    let mut acc = [[s.zero(); T]; P];
-    let steps = x[0].len();
-    let panels = panels.map(|p| &p[..steps]);
-    let x = x.map(|x| &x[..steps]);
-    for c in 0..steps {
-        for k in 0..LANES {
-            for p in 0..P {
-                if T <= 2 && S::AHEAD > 0 && c + 1 < steps {
-                    s.fetch(&panels[p][c + 1][k]);
-                }
-                let [low, high] = s.widen_pairs(s.load_b(&panels[p][c][k]));
-                for i in 0..T {
-                    acc[p][i] = s.fma(low, s.splat(x[i][c][2 * k]), acc[p][i]);
-                    acc[p][i] = s.fma(high, s.splat(x[i][c][2 * k + 1]), acc[p][i]);
+/// As they are: weights are widened.
+impl<const T: usize> Factors<T> for [&[[f32; 2 * LANES]]; T] {
+    #[inline(always)]
+    fn times<S: Simd, const P: usize>(self, s: S, panels: [&[Vectors]; P]) -> [[S::F; T]; P] {
+        let mut acc = [[s.zero(); T]; P];
+        let steps = self[0].len();
+        let panels = panels.map(|p| &p[..steps]);
+        let x = self.map(|x| &x[..steps]);
+        for c in 0..steps {
+            for k in 0..LANES {
+                for p in 0..P {
+                    if T <= 2 && S::AHEAD > 0 && c + 1 < steps {
+                        s.fetch(&panels[p][c + 1][k]);
+                    }
+                    let [low, high] = s.widen_pairs(s.load_b(&panels[p][c][k]));
+                    for i in 0..T {
+                        acc[p][i] = s.fma(low, s.splat(x[i][c][2 * k]), acc[p][i]);
+                        acc[p][i] = s.fma(high, s.splat(x[i][c][2 * k + 1]), acc[p][i]);
+                    }
                 }
             }
         }
+        acc
     }
-    acc
 }

@@ -270,18 +270,17 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usiz
             for (x, acc) in x.iter().zip(&mut acc) {
                 let x = x.map(|x| &x[block]);
                 let digits = x.map(|a| (&a.digits, a.sums));
-                let scaled = |i: usize| s.splat(x[i].scale);
                 if D::HALVES {
                     let sums = s.dots::<_, DIGITS, 2, T>(&levels, digits);
                     for i in 0..T {
-                        let scale = scaled(i);
+                        let scale = s.splat(x[i].scale);
                         acc[i] = s.fma(s.to_f(sums[i][0]), s.mul(factor[0], scale), acc[i]);
                         acc[i] = s.fma(s.to_f(sums[i][1]), s.mul(factor[1], scale), acc[i]);
                     }
                 } else {
                     let sums = s.dots::<_, DIGITS, 1, T>(&levels, digits);
                     for i in 0..T {
-                        acc[i] = s.fma(s.to_f(sums[i][0]), s.mul(factor[0], scaled(i)), acc[i]);
+                        acc[i] = s.fma(s.to_f(sums[i][0]), s.mul(factor[0], s.splat(x[i].scale)), acc[i]);
                     }
                 }
                 if D::ADDEND {

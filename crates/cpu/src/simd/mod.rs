@@ -156,10 +156,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
         for d in 0..D {
             for i in 0..T {
                 if d > 0 {
-                    sums = sums.map(|mut half| {
-                        half[i] = self.shl_i::<7>(half[i]);
-                        half
-                    });
+                    sums[0][i] = self.shl_i::<7>(sums[0][i]);
+                    sums[1][i] = self.shl_i::<7>(sums[1][i]);
                 }
                 if d + 1 == D && L::OFFSET != 0 {
                     let [a, b] = x[i].1.map(|sum| -L::OFFSET * sum);

@@ -110,9 +110,7 @@ impl Report<'_> {
             let per_token = |n: u64| n / sequences as u64;
             json["decode_bytes_per_token"] = decode.map(|m| per_token(m.work.bytes)).into();
             json["decode_flops_per_token"] = decode.map(|m| per_token(m.work.flops)).into();
-            let fraction = |m: &Measured| {
-                m.work.bytes as f64 * m.rates().median() / m.work.tokens as f64 / m.bandwidths().median()
-            };
+            let fraction = |m: &Measured| m.work.bandwidth_fraction(m.rates().median(), m.bandwidths().median());
             json["decode_bandwidth_fraction"] = decode.map(fraction).into();
         }
         if !self.peers.is_empty() {

@@ -105,6 +105,11 @@ impl Work {
         Bound { tokens_per_s: self.tokens as f64 / read.max(compute), memory: read >= compute }
     }
 
+    /// Share of the bandwidth that so many tokens per second read.
+    pub(super) fn bandwidth_fraction(&self, reached: f64, bandwidth: f64) -> f64 {
+        self.bytes as f64 * reached / self.tokens as f64 / bandwidth
+    }
+
     /// `bound 31.2 tokens/s by memory (981 MiB a step at 33 GiB/s); reached 88 %`.
     pub(super) fn line(&self, reached: f64, bandwidth: f64, arithmetic: Arithmetic, unit: &str) -> String {
         let bound = self.bound(bandwidth, arithmetic);
@@ -132,7 +137,7 @@ impl Work {
             "bound_tokens_per_s": bound.tokens_per_s,
             "bound_by": bound.name(),
             "reached_fraction": reached / bound.tokens_per_s,
-            "bandwidth_fraction": self.bytes as f64 * reached / self.tokens as f64 / bandwidth,
+            "bandwidth_fraction": self.bandwidth_fraction(reached, bandwidth),
             "arithmetic_fraction": self.flops as f64 * reached / self.tokens as f64 / arithmetic.per_s,
         })
     }
