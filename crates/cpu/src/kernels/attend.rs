@@ -11,7 +11,7 @@
 
 use half::f16;
 
-use super::tile::{LINE, MOST, STRETCH, dots, mix, tile_of};
+use super::tile::{LINE, MOST, Mix, STRETCH, Tiled, by_queries, dots, tile_of};
 use crate::kv::GROUP;
 use crate::simd::{LANES, Simd};
 
@@ -211,17 +211,9 @@ impl<'a> Flash<'a> {
         for from in (0..most).step_by(strip) {
             for (t, tile) in tiles.iter().enumerate().filter(|t| from < t.1.most) {
                 let q = &self.q[tile.first * dim..(tile.first + tile.queries) * dim];
-                let to = tile.most.min(from + strip).div_ceil(GROUP);
+                let (from, to) = (from / GROUP, tile.most.min(from + strip).div_ceil(GROUP));
                 let scores = &mut scores[t * MOST..(t + 1) * MOST];
-                match tile.queries {
-                    1 => score::<S, E, 1>(s, q, block, from / GROUP, to, scores),
-                    2 => score::<S, E, 2>(s, q, block, from / GROUP, to, scores),
-                    3 if S::QUERIES >= 3 => score::<S, E, 3>(s, q, block, from / GROUP, to, scores),
-                    4 if S::QUERIES >= 4 => score::<S, E, 4>(s, q, block, from / GROUP, to, scores),
-                    5 if S::QUERIES >= 5 => score::<S, E, 5>(s, q, block, from / GROUP, to, scores),
-                    6 if S::QUERIES >= 6 => score::<S, E, 6>(s, q, block, from / GROUP, to, scores),
-                    _ => unreachable!("invariant: tiles have at most as many queries as the level allows"),
-                }
+                by_queries(s, tile.queries, Score { q, block, from, to, scores });
             }
         }
         let (mut max, mut sum) = ([0.0; ABREAST * MOST], [0.0; ABREAST * MOST]);
@@ -233,17 +225,9 @@ impl<'a> Flash<'a> {
         }
         for from in (0..most).step_by(STRETCH) {
             for (t, tile) in tiles.iter().enumerate().filter(|t| from < t.1.most) {
-                let (w, to) = (&scores[t * MOST..(t + 1) * MOST], tile.most.min(from + STRETCH));
+                let (weights, to) = (&scores[t * MOST..(t + 1) * MOST], tile.most.min(from + STRETCH));
                 let out = &mut values[t * MOST * padded..(t + 1) * MOST * padded];
-                match tile.queries {
-                    1 => mix::<S, E, 1>(s, w, block, from, to, padded, out),
-                    2 => mix::<S, E, 2>(s, w, block, from, to, padded, out),
-                    3 if S::QUERIES >= 3 => mix::<S, E, 3>(s, w, block, from, to, padded, out),
-                    4 if S::QUERIES >= 4 => mix::<S, E, 4>(s, w, block, from, to, padded, out),
-                    5 if S::QUERIES >= 5 => mix::<S, E, 5>(s, w, block, from, to, padded, out),
-                    6 if S::QUERIES >= 6 => mix::<S, E, 6>(s, w, block, from, to, padded, out),
-                    _ => unreachable!("invariant: as above"),
-                }
+                by_queries(s, tile.queries, Mix { weights, block, from, to, width: padded, out });
             }
         }
         for (t, tile) in tiles.iter().enumerate() {
@@ -292,23 +276,29 @@ fn softmax<S: Simd>(s: S, scores: &mut Scores, n: usize, most: usize) -> (f32, f
 }
 
 /// Scores of the queries of a tile against tiles `from..to` of keys.
-#[inline(always)]
-fn score<S: Simd, E: Num, const T: usize>(
-    s: S,
-    q: &[f32],
-    block: Block<'_, E>,
+struct Score<'a, E> {
+    /// `[dim, T]`.
+    q: &'a [f32],
+    block: Block<'a, E>,
     from: usize,
     to: usize,
-    scores: &mut [Scores],
-) {
-    let (q, mut g) = (q.as_chunks::<T>().0, from);
-    let scores: &mut [Scores; T] = scores.first_chunk_mut().expect("invariant: a tile has room for its scores");
-    while g < to {
-        g += match to - g {
-            4.. if S::QUERIES > 2 && (T == 1 || S::TILE >= 8) => score_tiles::<S, E, T, 4>(s, q, block, g, scores),
-            2.. if S::QUERIES > 2 && (T <= 3 || S::TILE >= 8) => score_tiles::<S, E, T, 2>(s, q, block, g, scores),
-            _ => score_tiles::<S, E, T, 1>(s, q, block, g, scores),
-        };
+    /// A row for each query.
+    scores: &'a mut [Scores],
+}
+
+impl<E: Num> Tiled for Score<'_, E> {
+    #[inline(always)]
+    fn run<S: Simd, const T: usize>(self, s: S) {
+        let Score { q, block, from: mut g, to, scores } = self;
+        let q = q.as_chunks::<T>().0;
+        let scores: &mut [Scores; T] = scores.first_chunk_mut().expect("invariant: a tile has room for its scores");
+        while g < to {
+            g += match to - g {
+                4.. if S::QUERIES > 2 && (T == 1 || S::TILE >= 8) => score_tiles::<S, E, T, 4>(s, q, block, g, scores),
+                2.. if S::QUERIES > 2 && (T <= 3 || S::TILE >= 8) => score_tiles::<S, E, T, 2>(s, q, block, g, scores),
+                _ => score_tiles::<S, E, T, 1>(s, q, block, g, scores),
+            };
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 use fathom_core::{KvStream, LatentForm, LatentSpec};
 
 use super::attend::{Block, Flash, Num, SPLIT, TILES, load_at};
-use super::tile::{pack_queries, rows_by_tile, tile_of, turn, widen};
+use super::tile::{RowsByTile, pack_queries, tile_of, turn, widen};
 use crate::kv::{GROUP, Numbers, Places};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
@@ -130,7 +130,7 @@ impl Absorbed<'_> {
             for ((u, q), state) in all {
                 let n = (self.seen + u.row - self.row).saturating_sub(first).min(CHUNK);
                 if n > 0 {
-                    rows_by_tile(s, wide, stride, n, q.as_chunks().0, scores);
+                    s.call(RowsByTile { rows: wide, stride, tile: q.as_chunks().0, out: &mut scores[..n] });
                     take(s, &mut scores[..n], wide, stride, state);
                 }
             }
@@ -447,11 +447,11 @@ impl Kernel for PlainBand<'_> {
                     let tile = keys[(first + g) * dim..][..GROUP * dim].as_chunks_mut::<GROUP>().0;
                     let (latent, rotated) = tile.split_at_mut(nope);
                     turn(s, rows, stride, n, turned);
-                    rows_by_tile(s, self.heads.k, rank, nope, turned, latent);
+                    s.call(RowsByTile { rows: self.heads.k, stride: rank, tile: turned, out: latent });
                     turn(s, &rows[rank..], stride, n, rotated);
                 }
                 for (f, tile) in self.heads.v.chunks_exact(LANES * rank).enumerate() {
-                    rows_by_tile(s, wide, stride, n, tile.as_chunks().0, part);
+                    s.call(RowsByTile { rows: wide, stride, tile: tile.as_chunks().0, out: &mut part[..n] });
                     for (j, x) in part[..n].iter().enumerate() {
                         values[(first + j) * padded + f * LANES..][..LANES].copy_from_slice(x);
                     }

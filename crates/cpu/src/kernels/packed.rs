@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use crate::pack::{BLOCK, GROUP, Layout, ROWS, Scales};
 use crate::pool::Rect;
-use crate::simd::{Digits, Kernel, LANES, Levels, Simd};
+use crate::simd::{Digits, Fits, Kernel, LANES, Levels, Simd};
 
 /// Base of the digits of activations.
 const BASE: f32 = 128.0;
@@ -184,11 +184,11 @@ impl<const DIGITS: usize> Work for PackedBlock<'_, '_, DIGITS> {
         let end = self.rect.rows.end;
         while t < end {
             t += match end - t {
-                16.. if S::TILES >= 4 => self.tile::<S, C, D, 4, 4>(s, t),
-                8.. if S::TILE >= 8 => self.tile::<S, C, D, 8, 1>(s, t),
-                4.. if S::TILE >= 4 || S::TILES >= 4 => self.tile::<S, C, D, 4, 1>(s, t),
-                // Where the unpacked levels do not stay in registers, two rows at once gain little.
-                2.. if S::TILES < 4 => self.tile::<S, C, D, 2, 1>(s, t),
+                16.. if Fits::<S, 4, 4>::TOKENS => self.tile::<S, C, D, 4, 4>(s, t),
+                8.. if Fits::<S, 4, 2>::TOKENS => self.tile::<S, C, D, 4, 2>(s, t),
+                8.. if Fits::<S, 8>::TOKENS => self.tile::<S, C, D, 8, 1>(s, t),
+                4.. if Fits::<S, 4>::TOKENS => self.tile::<S, C, D, 4, 1>(s, t),
+                2.. if Fits::<S, 2>::TOKENS => self.tile::<S, C, D, 2, 1>(s, t),
                 _ => self.tile::<S, C, D, 1, 1>(s, t),
             }
         }
@@ -199,6 +199,12 @@ impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
     /// All panels for `N` times `T` tokens from `t` on.
     #[inline(always)]
     fn tile<S: Simd, C: Codes, D: Scaling, const T: usize, const N: usize>(&mut self, s: S, t: usize) -> usize {
+        s.call(Tile::<'_, '_, '_, C, D, DIGITS, T, N> { block: self, t, layout: PhantomData });
+        N * T
+    }
+
+    #[inline(always)]
+    fn times<S: Simd, C: Codes, D: Scaling, const T: usize, const N: usize>(&mut self, s: S, t: usize) {
         let (stride, blocks) = (self.stride, self.cols / BLOCK);
         let mut rows = [[&[] as &[Act<DIGITS>]; T]; N];
         for (i, r) in rows.as_flattened_mut().iter_mut().enumerate() {
@@ -221,7 +227,23 @@ impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
                 }
             }
         }
-        N * T
+    }
+}
+
+/// [`PackedBlock::times`] as a kernel.
+struct Tile<'b, 'a, 'r, C, D, const DIGITS: usize, const T: usize, const N: usize> {
+    block: &'b mut PackedBlock<'a, 'r, DIGITS>,
+    t: usize,
+    layout: PhantomData<(C, D)>,
+}
+
+impl<C: Codes, D: Scaling, const DIGITS: usize, const T: usize, const N: usize> Kernel
+    for Tile<'_, '_, '_, C, D, DIGITS, T, N>
+{
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.block.times::<S, C, D, T, N>(s, self.t);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::attend::{Block, Num, SPLIT, Scores};
 use crate::kv::GROUP;
-use crate::simd::{LANES, Simd};
+use crate::simd::{Fits, Kernel, LANES, Simd};
 
 /// Most queries of a register tile.
 pub(crate) const MOST: usize = 6;
@@ -17,6 +17,36 @@ pub(crate) fn tile_of<S: Simd>(left: usize) -> usize {
         _ if left <= S::QUERIES => left,
         _ if left < 2 * S::QUERIES => left.div_ceil(2),
         _ => S::QUERIES,
+    }
+}
+
+/// A loop over the `T` queries of a tile.
+pub(crate) trait Tiled {
+    /// Runs it.
+    fn run<S: Simd, const T: usize>(self, s: S);
+}
+
+struct Times<K, const T: usize>(K);
+
+impl<K: Tiled, const T: usize> Kernel for Times<K, T> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.0.run::<S, T>(s);
+    }
+}
+
+/// Runs a loop over a tile of `queries` queries, each number of them as a function of its own.
+#[inline(always)]
+pub(crate) fn by_queries<S: Simd>(s: S, queries: usize, tiled: impl Tiled) {
+    match queries {
+        1 => s.call(Times::<_, 1>(tiled)),
+        2 => s.call(Times::<_, 2>(tiled)),
+        3 if Fits::<S, 3>::QUERIES => s.call(Times::<_, 3>(tiled)),
+        4 if Fits::<S, 4>::QUERIES => s.call(Times::<_, 4>(tiled)),
+        5 if Fits::<S, 5>::QUERIES => s.call(Times::<_, 5>(tiled)),
+        6 if Fits::<S, 6>::QUERIES => s.call(Times::<_, 6>(tiled)),
+        _ => unreachable!("invariant: tiles have at most as many queries as the level allows"),
     }
 }
 
@@ -139,16 +169,26 @@ pub(crate) fn dots_rows<S: Simd, const T: usize>(
 /// row after row passes.
 const HEIGHT: usize = 320;
 
-/// `out[i] = Σ_d rows[i × stride + d] · tile[d]` for the first `n` rows.
+/// `out[i] = Σ_d rows[i × stride + d] · tile[d]`.
+pub(crate) struct RowsByTile<'a> {
+    pub(crate) rows: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) tile: &'a [[f32; LANES]],
+    /// One for each row.
+    pub(crate) out: &'a mut [[f32; LANES]],
+}
+
+impl Kernel for RowsByTile<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        rows_by_tile(s, self);
+    }
+}
+
 #[inline(always)]
-pub(crate) fn rows_by_tile<S: Simd>(
-    s: S,
-    rows: &[f32],
-    stride: usize,
-    n: usize,
-    tile: &[[f32; LANES]],
-    out: &mut [[f32; LANES]],
-) {
+fn rows_by_tile<S: Simd>(s: S, RowsByTile { rows, stride, tile, out }: RowsByTile<'_>) {
+    let n = out.len();
     let height = tile.len().div_ceil(tile.len().div_ceil(HEIGHT));
     for from in (0..tile.len()).step_by(height) {
         let part = &tile[from..tile.len().min(from + height)];
@@ -215,29 +255,35 @@ pub(crate) fn turn<S: Simd>(s: S, rows: &[f32], stride: usize, n: usize, out: &m
 /// taken.
 pub(crate) const STRETCH: usize = 2 * GROUP;
 
-/// Adds weighted values of positions `from..to` of a block, a stretch of them, one after the other; `out` is `[T, width]`, whole
-/// vectors, and begins at zero with the first stretch.
-#[inline(always)]
-pub(crate) fn mix<S: Simd, E: Num, const T: usize>(
-    s: S,
-    weights: &[Scores],
-    block: Block<'_, E>,
-    from: usize,
-    to: usize,
-    width: usize,
-    out: &mut [f32],
-) {
-    let weights: &[Scores; T] = weights.first_chunk().expect("invariant: a tile has weights for its queries");
-    let mut c = 0;
-    while c < width {
-        block.fetch_next(s, from / STRETCH * (width / LANES) + c / LANES, SPLIT / STRETCH * (width / LANES));
-        c += match (width - c) / LANES {
-            4.. if S::QUERIES > 2 && (T == 1 || S::TILE >= 8) => {
-                mix_tile::<S, E, T, 4>(s, weights, block, from, to, c, width, out)
-            }
-            2.. if S::QUERIES > 2 && T <= 3 => mix_tile::<S, E, T, 2>(s, weights, block, from, to, c, width, out),
-            _ => mix_tile::<S, E, T, 1>(s, weights, block, from, to, c, width, out),
-        };
+/// Adds weighted values of positions `from..to` of a block, a stretch of them, one after the other.
+pub(crate) struct Mix<'a, E> {
+    /// A row for each query.
+    pub(crate) weights: &'a [Scores],
+    pub(crate) block: Block<'a, E>,
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    /// Whole vectors.
+    pub(crate) width: usize,
+    /// `[T, width]`; begins at zero with the first stretch.
+    pub(crate) out: &'a mut [f32],
+}
+
+impl<E: Num> Tiled for Mix<'_, E> {
+    #[inline(always)]
+    fn run<S: Simd, const T: usize>(self, s: S) {
+        let Mix { weights, block, from, to, width, out } = self;
+        let weights: &[Scores; T] = weights.first_chunk().expect("invariant: a tile has weights for its queries");
+        let mut c = 0;
+        while c < width {
+            block.fetch_next(s, from / STRETCH * (width / LANES) + c / LANES, SPLIT / STRETCH * (width / LANES));
+            c += match (width - c) / LANES {
+                4.. if S::QUERIES > 2 && (T == 1 || S::TILE >= 8) => {
+                    mix_tile::<S, E, T, 4>(s, weights, block, from, to, c, width, out)
+                }
+                2.. if S::QUERIES > 2 && T <= 3 => mix_tile::<S, E, T, 2>(s, weights, block, from, to, c, width, out),
+                _ => mix_tile::<S, E, T, 1>(s, weights, block, from, to, c, width, out),
+            };
+        }
     }
 }
 

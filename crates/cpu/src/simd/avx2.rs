@@ -21,17 +21,6 @@ impl Avx2 {
             && is_x86_feature_detected!("popcnt");
         all.then_some(Avx2(()))
     }
-
-    /// Runs a kernel compiled for this level.
-    #[inline]
-    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
-        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt")]
-        fn with_features<K: Kernel>(s: Avx2, kernel: K) -> K::Out {
-            kernel.run(s)
-        }
-        // SAFETY: `self` proves the features.
-        unsafe { with_features(self, kernel) }
-    }
 }
 
 /// Sixteen bfloat16, to nearest even.
@@ -74,10 +63,21 @@ impl Simd for Avx2 {
     type B = [__m256i; 2];
 
     const TILE: usize = 2;
-    const TILES: usize = 4;
+    const TILES: &'static [(usize, usize)] = &[(4, 4), (4, 2), (4, 1), (1, 1)];
     const AHEAD: usize = 1024;
     const BRAIN: bool = false;
     const QUERIES: usize = 6;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Out {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt")]
+        fn with_features<K: Kernel>(s: Avx2, kernel: K) -> K::Out {
+            kernel.run(s)
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { with_features(self, kernel) }
+    }
 
     /// Products of bytes are added up in 16 bits as long as they fit there (eight groups of columns for levels of four bits, four for
     /// five, two for six), and widened once.

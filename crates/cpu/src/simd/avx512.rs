@@ -23,19 +23,6 @@ impl Avx512 {
             && super::Avx2::detect().is_some();
         all.then_some(Avx512(()))
     }
-
-    /// Runs a kernel compiled for this level.
-    #[inline]
-    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
-        #[target_feature(
-            enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx512vbmi,avx2,fma,f16c,bmi1,bmi2,popcnt"
-        )]
-        fn with_features<K: Kernel>(s: Avx512, kernel: K) -> K::Out {
-            kernel.run(s)
-        }
-        // SAFETY: `self` proves the features.
-        unsafe { with_features(self, kernel) }
-    }
 }
 
 /// Sixteen-bit units of two halves, in turn.
@@ -50,10 +37,23 @@ impl Simd for Avx512 {
     type B = __m512i;
 
     const TILE: usize = 8;
-    const TILES: usize = 1;
+    const TILES: &'static [(usize, usize)] = &[(8, 1), (4, 1), (2, 1), (1, 1)];
     const AHEAD: usize = 0;
     const BRAIN: bool = true;
     const QUERIES: usize = 6;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Out {
+        #[inline(never)]
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx512vbmi,avx2,fma,f16c,bmi1,bmi2,popcnt"
+        )]
+        fn with_features<K: Kernel>(s: Avx512, kernel: K) -> K::Out {
+            kernel.run(s)
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { with_features(self, kernel) }
+    }
 
     proven! {
         fn ask(self, at: *const i8) { _mm_prefetch::<_MM_HINT_T0>(at) }

@@ -49,14 +49,19 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// Most tokens of a matrix product's register tile.
     const TILE: usize;
-    /// Register tiles that share one unpacking of a block of packed weights.
-    const TILES: usize;
+    /// Register tiles for packed weights: how many tokens, and how many such tiles share one unpacking of a block. The largest first, and a
+    /// single token last.
+    const TILES: &'static [(usize, usize)];
     /// How many bytes ahead of a single row's product weights are asked for; 0: the machine foresees a stream better itself.
     const AHEAD: usize;
     /// Whether bfloat16 is multiplied by an instruction of its own.
     const BRAIN: bool;
     /// Most queries of attention's register tile.
     const QUERIES: usize;
+
+    /// Runs a kernel compiled for this level, as a function of its own. Loops that are a whole task, or a good part of one, are called so:
+    /// with many of them in one function, compilers take minutes over it.
+    fn call<K: Kernel>(self, kernel: K) -> K::Out;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -288,6 +293,23 @@ pub(crate) trait Simd: Copy + Send + Sync {
     }
 }
 
+/// What a level has. As constants of a type, not as conditions, so that what a level lacks is not compiled for it.
+pub(crate) struct Fits<S, const T: usize, const N: usize = 1>(std::marker::PhantomData<S>);
+
+impl<S: Simd, const T: usize, const N: usize> Fits<S, T, N> {
+    /// Whether `N` tiles of `T` tokens are among [`Simd::TILES`].
+    pub(crate) const TOKENS: bool = {
+        let (mut i, mut found) = (0, false);
+        while i < S::TILES.len() {
+            found |= S::TILES[i].0 == T && S::TILES[i].1 == N;
+            i += 1;
+        }
+        found
+    };
+    /// Whether a tile of attention may have `T` queries.
+    pub(crate) const QUERIES: bool = T <= S::QUERIES;
+}
+
 /// A piece of work that is compiled once per instruction set.
 pub(crate) trait Kernel {
     /// What it gives.
@@ -327,11 +349,11 @@ impl Isa {
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
-            Isa::Portable(s) => kernel.run(s),
+            Isa::Portable(s) => s.call(kernel),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(s) => s.run(kernel),
+            Isa::Avx2(s) => s.call(kernel),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(s) => s.run(kernel),
+            Isa::Avx512(s) => s.call(kernel),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::{Kernel, Simd};
 
 /// The level that every machine has.
 #[derive(Clone, Copy)]
@@ -39,10 +39,15 @@ impl Simd for Portable {
     type B = [u8; 64];
 
     const TILE: usize = 2;
-    const TILES: usize = 1;
+    const TILES: &'static [(usize, usize)] = &[(2, 1), (1, 1)];
     const AHEAD: usize = 0;
     const BRAIN: bool = false;
     const QUERIES: usize = 2;
+
+    #[inline(never)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Out {
+        kernel.run(self)
+    }
 
     #[inline]
     fn splat(self, x: f32) -> [f32; 16] {
