@@ -192,7 +192,9 @@ impl Cpu {
             took
         });
         match layout {
-            Some(layout) => Ok(Packed::all(&self.pool, layout, weights)?.into_iter().map(Matrix::Packed).collect()),
+            Some(layout) => {
+                Ok(Packed::all(&self.pool, self.isa, layout, weights)?.into_iter().map(Matrix::Packed).collect())
+            }
             None => Ok(weights.iter().cloned().map(Matrix::Plain).collect()),
         }
     }

@@ -25,6 +25,8 @@ use fathom_core::{FormatId, Result, Weight, format};
 use half::{bf16, f16};
 use memmap2::{Advice, Mmap, MmapMut};
 
+use crate::kernels::pack::PackPanel;
+use crate::simd::Isa;
 use crate::{DEVICE, Pool};
 
 /// Rows of a panel.
@@ -86,7 +88,7 @@ impl Layout {
     }
 
     /// Bytes of the scales of a group of `blocks` blocks.
-    fn scale_bytes(self, blocks: usize) -> usize {
+    pub(crate) fn scale_bytes(self, blocks: usize) -> usize {
         let n = match self.scales {
             Scales::F16 => blocks * 32,
             Scales::Affine => blocks * 64,
@@ -116,10 +118,14 @@ impl Layout {
 }
 
 /// Memory in huge pages where the system grants them: weights are read from end to end, and address translation costs a
-/// tenth of the bandwidth otherwise.
+/// tenth of the bandwidth otherwise. It may be a little more than asked for.
 pub(crate) fn memory(bytes: usize) -> Result<MmapMut> {
     let out_of_memory =
         |_| fathom_core::Error::Memory { what: "packed weights", needs_bytes: bytes as u64, free_bytes: 0 };
+    // Up to a whole huge page where that costs little: what is left over lies in small ones.
+    const HUGE: usize = 2 << 20;
+    let whole = bytes.next_multiple_of(HUGE);
+    let bytes = if whole - bytes <= bytes / 16 { whole } else { bytes };
     let map = MmapMut::map_anon(bytes.max(1)).map_err(out_of_memory)?;
     #[cfg(target_os = "linux")]
     let _ = map.advise(Advice::HugePage); // advice: a refusal only costs speed
@@ -145,7 +151,7 @@ pub(crate) struct Packed {
 impl Packed {
     /// Packs matrices of one format and shape into one piece of memory, and gives the pages of their sources back as
     /// it goes.
-    pub(crate) fn all(pool: &Pool, layout: Layout, weights: &[Weight]) -> Result<Vec<Packed>> {
+    pub(crate) fn all(pool: &Pool, isa: Isa, layout: Layout, weights: &[Weight]) -> Result<Vec<Packed>> {
         let (rows, cols) = (weights[0].rows, weights[0].cols);
         let panel = layout.panel_bytes(cols);
         let panels = rows.div_ceil(ROWS);
@@ -155,7 +161,7 @@ impl Packed {
         for (w, out) in weights.iter().zip(map.chunks_exact_mut((panels * panel).max(1))) {
             for (i, out) in out.chunks_mut(slice * panel).enumerate() {
                 pool.chunks_mut(out, panel, |at, out| {
-                    pack_panel(layout, w, (i * slice + at / panel) * ROWS, out);
+                    isa.run(PackPanel { layout, weight: w, first: (i * slice + at / panel) * ROWS, out });
                 });
                 let (from, to) = (i * slice * ROWS, rows.min((i + 1) * slice * ROWS));
                 w.bytes.slice(from * w.row_bytes()..to * w.row_bytes()).discard();
@@ -245,165 +251,10 @@ fn scales_at(scales: Scales, bytes: &[u8], j: usize, lane: usize) -> [(f32, Opti
     }
 }
 
-/// Packs rows `first..first + 16` of `w`; rows past the end are zero.
-pub(crate) fn pack_panel(layout: Layout, w: &Weight, first: usize, out: &mut [u8]) {
-    let rows = ROWS.min(w.rows - first);
-    if layout == Layout::PAIRS {
-        // Sixteen vectors at a time, which stay in the first-level cache until all rows are in them.
-        for (at, vectors) in out.chunks_mut(16 * 64).enumerate() {
-            for l in 0..rows {
-                let words = w.row(first + l)[at * 64..].as_chunks::<4>().0;
-                for (word, vector) in words.iter().zip(vectors.as_chunks_mut::<64>().0) {
-                    vector[4 * l..4 * l + 4].copy_from_slice(word);
-                }
-            }
-        }
-        return;
-    }
-    let f = w.format.get();
-    let per_stored = f.block_elems() / BLOCK;
-    let mut stored: [&[u8]; ROWS] = [&[]; ROWS];
-    for (l, s) in stored.iter_mut().enumerate().take(rows) {
-        *s = w.row(first + l);
-    }
-    let mut words = [[0u32; ROWS]; 8];
-    let levels = levels(w.format);
-    for b in 0..w.cols / BLOCK {
-        let (scales, codes) = layout.place(w.cols, b);
-        let (group, codes) = out[scales..codes + layout.code_bytes()].split_at_mut(codes - scales);
-        if b.is_multiple_of(GROUP) {
-            group.fill(0);
-        }
-        for l in 0..rows {
-            let block = &stored[l][b / per_stored * f.block_bytes()..][..f.block_bytes()];
-            let j = b % per_stored;
-            let mut q = [0u8; BLOCK];
-            levels(block, j, &mut q);
-            for (g, x) in q.as_chunks::<4>().0.iter().enumerate() {
-                words[g][l] = u32::from_le_bytes(*x);
-            }
-            pack_scales(layout.scales, w.format, block, b % GROUP, l, group);
-        }
-        merge(layout.bits, &words, codes);
-    }
-}
-
-/// Merges eight vectors of levels into codes.
-fn merge(bits: usize, words: &[[u32; ROWS]; 8], codes: &mut [u8]) {
-    #[inline(always)]
-    fn put(out: &mut [u8], f: impl Fn(usize) -> u32) {
-        for (o, l) in out.as_chunks_mut::<4>().0.iter_mut().zip(0..ROWS) {
-            *o = f(l).to_le_bytes();
-        }
-    }
-    if bits == 8 {
-        for (g, out) in codes.chunks_exact_mut(64).enumerate() {
-            put(out, |l| words[g][l]);
-        }
-        return;
-    }
-    const LOW: u32 = 0x0f0f_0f0f;
-    let (low, high) = codes.split_at_mut(256);
-    for (g, out) in low.chunks_exact_mut(64).enumerate() {
-        put(out, |l| words[g][l] & LOW | (words[g + 4][l] & LOW) << 4);
-    }
-    match bits {
-        5 => put(high, |l| (0..8).fold(0, |a, g| a | (words[g][l] >> 4 & 0x0101_0101) << g)),
-        6 => {
-            for (h, out) in high.chunks_exact_mut(64).enumerate() {
-                put(out, |l| (0..4).fold(0, |a, g| a | (words[4 * h + g][l] >> 4 & 0x0303_0303) << (2 * g)));
-            }
-        }
-        _ => {}
-    }
-}
-
-/// Writes the unsigned levels of the 32 numbers `32j..32j + 32` of a stored block.
-type Levels = fn(block: &[u8], j: usize, q: &mut [u8; BLOCK]);
-
-/// The reader of a format's levels, looked up once per panel.
-fn levels(format: FormatId) -> Levels {
-    fn nibbles(q: &mut [u8; BLOCK], x: &[u8]) {
-        for i in 0..16 {
-            (q[i], q[i + 16]) = (x[i] & 15, x[i] >> 4);
-        }
-    }
-    fn fifth(q: &mut [u8; BLOCK], h: &[u8]) {
-        let h = u32::from_le_bytes([h[0], h[1], h[2], h[3]]);
-        for (i, q) in q.iter_mut().enumerate() {
-            *q |= ((h >> i & 1) << 4) as u8;
-        }
-    }
-    match format {
-        format::Q8_0 => |block, _, q| q.iter_mut().zip(&block[2..34]).for_each(|(q, x)| *q = x ^ 0x80),
-        format::Q4_0 => |block, _, q| nibbles(q, &block[2..18]),
-        format::Q4_1 => |block, _, q| nibbles(q, &block[4..20]),
-        format::Q5_0 => |block, _, q| {
-            nibbles(q, &block[6..22]);
-            fifth(q, &block[2..6]);
-        },
-        format::Q5_1 => |block, _, q| {
-            nibbles(q, &block[8..24]);
-            fifth(q, &block[4..8]);
-        },
-        format::Q4_K => |block, j, q| {
-            let x = &block[16 + j / 2 * 32..][..32];
-            q.iter_mut().zip(x).for_each(|(q, x)| *q = x >> (j % 2 * 4) & 15);
-        },
-        format::Q5_K => |block, j, q| {
-            let (x, h) = (&block[48 + j / 2 * 32..][..32], &block[16..48]);
-            for i in 0..BLOCK {
-                q[i] = x[i] >> (j % 2 * 4) & 15 | (h[i] >> j & 1) << 4;
-            }
-        },
-        format::Q6_K => |block, j, q| {
-            let (half, run) = (j / 4, j % 4);
-            let (x, h) = (&block[half * 64 + run % 2 * 32..][..32], &block[128 + half * 32..][..32]);
-            for i in 0..BLOCK {
-                q[i] = x[i] >> (run / 2 * 4) & 15 | (h[i] >> (2 * run) & 3) << 4;
-            }
-        },
-        _ => unreachable!("invariant: Layout::of names the formats that have levels"),
-    }
-}
-
-/// Puts the scales of block `j` of a group, lane `l`, in their place.
-fn pack_scales(scales: Scales, format: FormatId, block: &[u8], j: usize, l: usize, out: &mut [u8]) {
-    let mut half = |at: usize, from: usize| out[at + 2 * l..at + 2 * l + 2].copy_from_slice(&block[from..from + 2]);
-    match scales {
-        Scales::F16 => half(j * 32, 0),
-        Scales::Affine => {
-            half(j * 64, 0);
-            half(j * 64 + 32, 2);
-        }
-        Scales::K => {
-            half(0, 0);
-            half(32, 2);
-            let (s, m) = k_pair(&block[4..16], j);
-            (out[64 + j * 32 + l], out[80 + j * 32 + l]) = (s, m);
-        }
-        Scales::K16 => {
-            debug_assert_eq!(format, format::Q6_K);
-            half(0, 208);
-            // Stored halves of 128 columns hold eight scales each, in column order.
-            (out[32 + j * 32 + l], out[48 + j * 32 + l]) = (block[192 + 2 * j], block[193 + 2 * j]);
-        }
-        Scales::None => {}
-    }
-}
-
-/// Scale and minimum of sub-block `j` of a K format with minima (see `core/format/q4_k.rs`).
-fn k_pair(x: &[u8], j: usize) -> (u8, u8) {
-    if j < 4 {
-        (x[j] & 63, x[j + 4] & 63)
-    } else {
-        (x[j + 4] & 15 | x[j - 4] >> 6 << 4, x[j + 4] >> 4 | x[j] >> 6 << 4)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::Level;
     use fathom_core::rng::Rng;
     use fathom_testkit::random;
 
@@ -419,8 +270,10 @@ mod tests {
             for (rows, blocks) in [(1, 1), (16, 2), (37, 3)] {
                 let cols = blocks * f.get().block_elems().max(BLOCK);
                 let weights = [random::weight(&mut rng, f, rows, cols), random::weight(&mut rng, f, rows, cols)];
-                let all = Packed::all(&pool, layout, &weights).unwrap();
-                for (w, p) in weights.iter().zip(&all) {
+                let isas = Level::present().filter_map(Level::isa);
+                let all: Vec<_> = isas.flat_map(|isa| Packed::all(&pool, isa, layout, &weights).unwrap()).collect();
+                assert!(all.len() >= weights.len());
+                for (w, p) in weights.iter().cycle().zip(&all) {
                     let (mut a, mut b) = (vec![0.0; cols], vec![0.0; cols]);
                     for r in 0..rows {
                         w.decode_row(r, &mut a);

@@ -7,7 +7,7 @@ use fathom_core::Result;
 
 use crate::Pool;
 use crate::isa::Level;
-use crate::simd::{Digits, Isa, Kernel, LANES, Levels, Simd};
+use crate::simd::{Isa, Kernel, LANES, Levels, Quants, Simd};
 
 /// How long each rate is measured.
 const TIME: Duration = Duration::from_millis(70);
@@ -32,7 +32,7 @@ struct Operands {
     pairs: [[u16; 32]; STEPS],
     numbers: [[f32; LANES]; STEPS],
     small: [[i8; 4]; STEPS],
-    digits: [Digits<1>; STEPS],
+    quants: [Quants<1>; STEPS],
     factors: [f32; STEPS],
 }
 
@@ -43,7 +43,7 @@ impl Operands {
             pairs: [[0x3f80; 32]; STEPS],
             numbers: [[0.5; LANES]; STEPS],
             small: std::array::from_fn(|i| [i as i8; 4]),
-            digits: std::array::from_fn(|i| [[[i as i8; 4]; 8]]),
+            quants: std::array::from_fn(|i| Quants { digits: [[[i as i8; 4]; 8]], ..Quants::ZERO }),
             factors: [0.25; STEPS],
         }
     }
@@ -97,7 +97,7 @@ impl<const T: usize> Kernel for Int4<'_, T> {
         for _ in 0..self.1 {
             let o = black_box(self.0);
             for k in 0..STEPS {
-                let x: [(&Digits<1>, [i32; 2]); T] = std::array::from_fn(|i| (&o.digits[(k + i) % STEPS], [0; 2]));
+                let x: [&Quants<1>; T] = std::array::from_fn(|i| &o.quants[(k + i) % STEPS]);
                 for (acc, [sum]) in acc.iter_mut().zip(s.dots::<_, 1, 1, T>(&Nibbles(o, k), x)) {
                     *acc = s.add_i(*acc, sum);
                 }

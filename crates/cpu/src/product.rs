@@ -16,10 +16,11 @@ use fathom_core::{DType, Precision, Proj, ResidentExperts, Result, Shape, Tensor
 use crate::Cpu;
 use crate::backend::lock;
 use crate::kernels::dot::{Brain, DotBlock, PairsBlock, ToBrain};
+use crate::kernels::pack::PackPanel;
 use crate::kernels::packed::{Act, PackedBlock, Quantise};
 use crate::kernels::rows::{AddScaled, SwiGlu};
 use crate::matrix::{Matrix, Way};
-use crate::pack::{BLOCK, Layout, ROWS, pack_panel};
+use crate::pack::{BLOCK, Layout, ROWS};
 use crate::pool::{Grid, Rect};
 use crate::simd::LANES;
 
@@ -242,7 +243,7 @@ impl Cpu {
                 let mut panel = self.panels.lock(worker);
                 let panel = &mut panel[..layout.panel_bytes(cols)];
                 for (i, p) in panels.enumerate() {
-                    pack_panel(layout, weight, p * ROWS, panel);
+                    self.isa.run(PackPanel { layout, weight, first: p * ROWS, out: panel });
                     f(panel, i * ROWS);
                 }
             }

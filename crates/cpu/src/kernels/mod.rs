@@ -11,6 +11,7 @@ pub(crate) mod grad;
 pub(crate) mod grouped;
 pub(crate) mod latent;
 pub(crate) mod optim;
+pub(crate) mod pack;
 pub(crate) mod packed;
 pub(crate) mod picture;
 pub(crate) mod route;

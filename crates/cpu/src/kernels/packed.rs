@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use crate::pack::{BLOCK, GROUP, Layout, ROWS, Scales};
 use crate::pool::Rect;
-use crate::simd::{Digits, Fits, Kernel, LANES, Levels, Simd};
+use crate::simd::{Fits, Kernel, LANES, Levels, Quants, Simd};
 
 /// Base of the digits of activations.
 const BASE: f32 = 128.0;
@@ -18,19 +18,17 @@ const BASE: f32 = 128.0;
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
 pub(crate) struct Act<const DIGITS: usize> {
-    /// Digits of `q = round(127·128^(DIGITS − 1) x / largest magnitude)`, base 128, signed, the highest first.
-    digits: Digits<DIGITS>,
+    /// `q = round(127·128^(DIGITS − 1) x / largest magnitude)`.
+    quants: Quants<DIGITS>,
     /// `Σ x·q / Σ q²`: what fits these levels best (1.3 % less error than the largest magnitude over 127).
     scale: f32,
-    /// Sums of q over the two halves.
-    sums: [i32; 2],
-    /// `scale · (sums[0] + sums[1])`.
+    /// `scale · Σ q`.
     total: f32,
 }
 
 impl<const DIGITS: usize> Act<DIGITS> {
     /// Zeros.
-    pub(crate) const ZERO: Self = Act { digits: [[[0; 4]; 8]; DIGITS], scale: 0.0, sums: [0; 2], total: 0.0 };
+    pub(crate) const ZERO: Self = Act { quants: Quants::ZERO, scale: 0.0, total: 0.0 };
     /// The highest level.
     const TOP: f32 = if DIGITS == 1 { 127.0 } else { 127.0 * BASE };
 
@@ -77,12 +75,15 @@ impl<const DIGITS: usize> Kernel for Quantise<'_, DIGITS> {
                         } else {
                             rest
                         };
-                        s.store_i8(digit, &mut out.digits[d].as_flattened_mut().as_chunks_mut::<LANES>().0[half]);
+                        s.store_i8(
+                            digit,
+                            &mut out.quants.digits[d].as_flattened_mut().as_chunks_mut::<LANES>().0[half],
+                        );
                     }
                 }
-                out.sums = [s.sum_i(qa), s.sum_i(qb)];
+                out.quants.add_up();
                 out.scale = if norm > 0.0 { s.sum(s.fma(a, fa, s.mul(b, fb))) / norm } else { 0.0 };
-                out.total = out.scale * (out.sums[0] + out.sums[1]) as f32;
+                out.total = out.scale * (out.quants.sums[0] + out.quants.sums[1]) as f32;
             }
         }
     }
@@ -291,16 +292,16 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usiz
             let factor = D::factor(s, head, scales, j);
             for (x, acc) in x.iter().zip(&mut acc) {
                 let x = x.map(|x| &x[block]);
-                let digits = x.map(|a| (&a.digits, a.sums));
+                let quants = x.map(|x| &x.quants);
                 if D::HALVES {
-                    let sums = s.dots::<_, DIGITS, 2, T>(&levels, digits);
+                    let sums = s.dots::<_, DIGITS, 2, T>(&levels, quants);
                     for i in 0..T {
                         let scale = s.splat(x[i].scale);
                         acc[i] = s.fma(s.to_f(sums[i][0]), s.mul(factor[0], scale), acc[i]);
                         acc[i] = s.fma(s.to_f(sums[i][1]), s.mul(factor[1], scale), acc[i]);
                     }
                 } else {
-                    let sums = s.dots::<_, DIGITS, 1, T>(&levels, digits);
+                    let sums = s.dots::<_, DIGITS, 1, T>(&levels, quants);
                     for i in 0..T {
                         acc[i] = s.fma(s.to_f(sums[i][0]), s.mul(factor[0], s.splat(x[i].scale)), acc[i]);
                     }

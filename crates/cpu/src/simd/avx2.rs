@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Digits, Kernel, Levels, Simd, proven};
+use super::{Kernel, Levels, Quants, Simd, proven};
 
 /// Proof of AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -36,11 +36,37 @@ fn round_bf16(v: [__m256; 2]) -> __m256i {
     _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(lo, hi))
 }
 
+/// Eight words of eight rows, transposed.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn turned(v: [__m256i; 8]) -> [__m256i; 8] {
+    // Words of two rows, pairs of words of four, then halves of 128 bits of all eight.
+    let mut out = v;
+    for at in [0, 4] {
+        let (lo, hi) = (_mm256_unpacklo_epi32(v[at], v[at + 1]), _mm256_unpackhi_epi32(v[at], v[at + 1]));
+        let (lo2, hi2) = (_mm256_unpacklo_epi32(v[at + 2], v[at + 3]), _mm256_unpackhi_epi32(v[at + 2], v[at + 3]));
+        out[at] = _mm256_unpacklo_epi64(lo, lo2);
+        out[at + 1] = _mm256_unpackhi_epi64(lo, lo2);
+        out[at + 2] = _mm256_unpacklo_epi64(hi, hi2);
+        out[at + 3] = _mm256_unpackhi_epi64(hi, hi2);
+    }
+    let u = out;
+    for j in 0..4 {
+        out[j] = _mm256_permute2x128_si256::<0x20>(u[j], u[4 + j]);
+        out[4 + j] = _mm256_permute2x128_si256::<0x31>(u[j], u[4 + j]);
+    }
+    out
+}
+
 /// What [`Simd::dots`] is made of, half a vector at a time.
 impl Avx2 {
     proven! {
         /// All 16-bit lanes `x`.
         fn words(self, x: i16) -> __m256i { _mm256_set1_epi16(x) }
+        /// Two 16-bit lanes, over and over.
+        fn pair(self, x: [i16; 2]) -> __m256i { _mm256_set1_epi32(i32::from(x[1]) << 16 | i32::from(x[0]) & 0xffff) }
+        /// Products in 16 bits, the lower halves.
+        fn times_words(self, a: __m256i, b: __m256i) -> __m256i { _mm256_mullo_epi16(a, b) }
         /// Four columns in every lane.
         fn columns(self, x: [i8; 4]) -> __m256i { _mm256_set1_epi32(i32::from_le_bytes(x.map(|v| v as u8))) }
         /// Sums of two products each, in 16 bits: unsigned bytes below 64 times signed bytes.
@@ -54,6 +80,53 @@ impl Avx2 {
         fn add_words(self, a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi16(a, b) }
         /// Sums of two 16-bit products each, in 32 bits.
         fn pairs(self, a: __m256i, b: __m256i) -> __m256i { _mm256_madd_epi16(a, b) }
+    }
+
+    /// Adds the products with digits `first..first + N`. Products of bytes are added up in 16 bits as long as the sums, with levels counted
+    /// from the one that means zero, fit there, and widened once: `w − offset` and not `w` has to fit, since wrapped bits return when
+    /// `offset·Σ q` is taken away.
+    #[inline(always)]
+    fn add_digits<L: Levels<Self>, const D: usize, const N: usize, const H: usize, const T: usize>(
+        self,
+        w: &L,
+        x: [&Quants<D>; T],
+        first: usize,
+        out: &mut [[[__m256i; 2]; H]; T],
+    ) {
+        let (small, centred) = (L::BITS < 7, L::BITS < 7 && L::OFFSET != 0);
+        let run = if small { (128 >> (L::BITS - centred as u32)).min(8 / H) } else { 1 };
+        for k in 0..8 / run {
+            let mut sums = [[[self.words(0); 2]; T]; N];
+            if centred {
+                let offset = self.words(-L::OFFSET as i16);
+                for d in 0..N {
+                    for i in 0..T {
+                        let [a, b] = x[i].pairs[first + d];
+                        let pair = if run == 8 { [a[0] + b[0], a[1] + b[1]] } else { [a, b][k * run / 4] };
+                        sums[d][i] = [self.times_words(self.pair(pair), offset); 2];
+                    }
+                }
+            }
+            for g in k * run..(k + 1) * run {
+                let w = w.group(self, g);
+                for d in 0..N {
+                    for i in 0..T {
+                        let x = self.columns(x[i].digits[first + d][g]);
+                        for r in 0..2 {
+                            let products = if small { self.products(w[r], x) } else { self.signed_products(w[r], x) };
+                            sums[d][i][r] = self.add_words(sums[d][i][r], products);
+                        }
+                    }
+                }
+            }
+            for d in 0..N {
+                let weight = self.words(if first + d + 1 < D { 128 } else { 1 });
+                for i in 0..T {
+                    let ([a, b], out) = (sums[d][i], &mut out[i][k * run * H / 8]);
+                    *out = self.add_i(*out, [self.pairs(a, weight), self.pairs(b, weight)]);
+                }
+            }
+        }
     }
 }
 
@@ -79,42 +152,19 @@ impl Simd for Avx2 {
         unsafe { with_features(self, kernel) }
     }
 
-    /// Products of bytes are added up in 16 bits as long as they fit there (eight groups of columns for levels of four bits, four for
-    /// five, two for six), and widened once.
     #[inline(always)]
     fn dots<L: Levels<Self>, const D: usize, const H: usize, const T: usize>(
         self,
         w: &L,
-        x: [(&Digits<D>, [i32; 2]); T],
+        x: [&Quants<D>; T],
     ) -> [[[__m256i; 2]; H]; T] {
-        let run = if L::BITS < 7 { (128 >> L::BITS).min(8 / H) } else { 1 };
         let mut out = [[self.splat_i(0); H]; T];
-        for d in 0..D {
-            let weight = self.words(if d + 1 < D { 128 } else { 1 });
-            for k in 0..8 / run {
-                let mut sums = [[self.words(0); 2]; T];
-                for g in k * run..(k + 1) * run {
-                    let w = w.group(self, g);
-                    for i in 0..T {
-                        let x = self.columns(x[i].0[d][g]);
-                        for r in 0..2 {
-                            let products =
-                                if L::BITS < 7 { self.products(w[r], x) } else { self.signed_products(w[r], x) };
-                            sums[i][r] = self.add_words(sums[i][r], products);
-                        }
-                    }
-                }
-                for i in 0..T {
-                    let out = &mut out[i][k * run * H / 8];
-                    *out = self.add_i(*out, [self.pairs(sums[i][0], weight), self.pairs(sums[i][1], weight)]);
-                }
-            }
-        }
-        if L::OFFSET != 0 && L::BITS < 7 {
-            for (out, (_, [a, b])) in out.iter_mut().zip(x) {
-                for (h, out) in out.iter_mut().enumerate() {
-                    *out = self.add_i(*out, self.splat_i(-L::OFFSET * if H == 2 { [a, b][h] } else { a + b }));
-                }
+        if T == 1 {
+            // A lone token has registers for the sums of all its digits, which then share the unpacking.
+            self.add_digits::<L, D, D, H, T>(w, x, 0, &mut out);
+        } else {
+            for d in 0..D {
+                self.add_digits::<L, D, 1, H, T>(w, x, d, &mut out);
             }
         }
         out
@@ -255,9 +305,16 @@ impl Simd for Avx2 {
         fn load_b(self, x: &[u8; 64]) -> [__m256i; 2] {
             [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast())]
         }
+        fn store_b(self, v: [__m256i; 2], out: &mut [u8; 64]) {
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), v[0]);
+            _mm256_storeu_si256(out.as_mut_ptr().add(32).cast(), v[1])
+        }
         fn splat_b(self, x: u8) -> [__m256i; 2] { [_mm256_set1_epi8(x as i8); 2] }
         fn and(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
             [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])]
+        }
+        fn xor(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+            [_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])]
         }
         fn or(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
             [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])]
@@ -305,6 +362,23 @@ impl Simd for Avx2 {
             let low = |v: __m256i| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
             let high = |v: __m256i| _mm256_castsi256_ps(_mm256_and_si256(v, odd));
             [[low(v[0]), low(v[1])], [high(v[0]), high(v[1])]]
+        }
+        fn transpose(self, v: [[__m256i; 2]; 16]) -> [[__m256i; 2]; 16] {
+            let mut out = v;
+            for half in 0..2 {
+                let rows = |first: usize| std::array::from_fn(|i| v[first + i][half]);
+                let (top, bottom) = (turned(rows(0)), turned(rows(8)));
+                for i in 0..8 {
+                    out[8 * half + i] = [top[i], bottom[i]];
+                }
+            }
+            out
+        }
+        fn turn(self, rows: &[[u8; 32]; 16]) -> [[__m256i; 2]; 8] {
+            let load = |i: usize| _mm256_loadu_si256(rows[i].as_ptr().cast());
+            let top = turned(std::array::from_fn(load));
+            let bottom = turned(std::array::from_fn(|i| load(8 + i)));
+            std::array::from_fn(|i| [top[i], bottom[i]])
         }
         fn load_words(self, x: &[u32; 16]) -> [__m256i; 2] {
             [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(8).cast())]

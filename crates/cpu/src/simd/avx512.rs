@@ -147,8 +147,10 @@ impl Simd for Avx512 {
 
         fn load_pairs(self, x: &[u16; 32]) -> __m512i { _mm512_loadu_si512(x.as_ptr().cast()) }
         fn load_b(self, x: &[u8; 64]) -> __m512i { _mm512_loadu_si512(x.as_ptr().cast()) }
+        fn store_b(self, v: __m512i, out: &mut [u8; 64]) { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) }
         fn splat_b(self, x: u8) -> __m512i { _mm512_set1_epi8(x as i8) }
         fn and(self, a: __m512i, b: __m512i) -> __m512i { _mm512_and_si512(a, b) }
+        fn xor(self, a: __m512i, b: __m512i) -> __m512i { _mm512_xor_si512(a, b) }
         fn or(self, a: __m512i, b: __m512i) -> __m512i { _mm512_or_si512(a, b) }
         fn shl<const N: u32>(self, a: __m512i) -> __m512i { _mm512_slli_epi16::<N>(a) }
         fn shr<const N: u32>(self, a: __m512i) -> __m512i { _mm512_srli_epi16::<N>(a) }

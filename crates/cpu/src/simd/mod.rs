@@ -25,8 +25,38 @@ pub(crate) use portable::Portable;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
-/// Digits of a block of 32 activations, the highest first: `[digit][group of four columns][column]`, none of them -128.
-pub(crate) type Digits<const D: usize> = [[[i8; 4]; 8]; D];
+/// A block of 32 activations as whole numbers `q = Σ_d digit_d·128^(D − 1 − d)`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Quants<const D: usize> {
+    /// The highest first: `[digit][group of four columns][column]`, none of them -128.
+    pub(crate) digits: [[[i8; 4]; 8]; D],
+    /// `Σ q` over either half.
+    pub(crate) sums: [i32; 2],
+    /// Of either half of a digit, the sums over the first two columns of every group and over the last two.
+    pub(crate) pairs: [[[i16; 2]; 2]; D],
+}
+
+impl<const D: usize> Quants<D> {
+    /// Zeros.
+    pub(crate) const ZERO: Self = Quants { digits: [[[0; 4]; 8]; D], sums: [0; 2], pairs: [[[0; 2]; 2]; D] };
+
+    /// Adds the digits up.
+    #[inline(always)]
+    pub(crate) fn add_up(&mut self) {
+        self.sums = [0; 2];
+        for d in 0..D {
+            for h in 0..2 {
+                let mut pair = [0; 2];
+                for x in &self.digits[d][4 * h..4 * h + 4] {
+                    pair = [pair[0] + i16::from(x[0]) + i16::from(x[1]), pair[1] + i16::from(x[2]) + i16::from(x[3])];
+                }
+                self.pairs[d][h] = pair;
+                self.sums[h] = 128 * self.sums[h] + i32::from(pair[0]) + i32::from(pair[1]);
+            }
+        }
+    }
+}
 
 /// A block of packed weights, before they are scaled: sixteen rows, 32 columns.
 pub(crate) trait Levels<S: Simd> {
@@ -128,12 +158,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn load_pairs(self, x: &[u16; 32]) -> Self::B;
     /// 64 bytes.
     fn load_b(self, x: &[u8; 64]) -> Self::B;
+    /// `out` is the 64 bytes.
+    fn store_b(self, v: Self::B, out: &mut [u8; 64]);
     /// All bytes `x`.
     fn splat_b(self, x: u8) -> Self::B;
     /// `a & b`.
     fn and(self, a: Self::B, b: Self::B) -> Self::B;
     /// `a | b`.
     fn or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// `a ^ b`.
+    fn xor(self, a: Self::B, b: Self::B) -> Self::B;
     /// 16-bit units shifted left: mask what crosses from the lower byte.
     fn shl<const N: u32>(self, a: Self::B) -> Self::B;
     /// 16-bit units shifted right: mask what crosses from the upper byte.
@@ -143,12 +177,12 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// [`Simd::dot4`] for `w` below 64, which some machines do quicker.
     fn dot4_small(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
     /// A block of packed weights times the same block of `T` rows of activations: `Σ (w − L::OFFSET)·q`, exact, over each of the `H` halves
-    /// (or the whole) of 32 columns, for `w` of `L::BITS` bits and `q = Σ_d digit_d·128^(D − 1 − d)`. Beside the digits: `Σ q` over either half.
+    /// (or the whole) of 32 columns, for `w` of `L::BITS` bits.
     #[inline(always)]
     fn dots<L: Levels<Self>, const D: usize, const H: usize, const T: usize>(
         self,
         w: &L,
-        x: [(&Digits<D>, [i32; 2]); T],
+        x: [&Quants<D>; T],
     ) -> [[Self::I; H]; T] {
         // Tokens innermost: independent sums keep the multiplier busy. One or two tokens get a sum per half for the same reason;
         // integers do not mind the order.
@@ -165,7 +199,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
                     sums[1][i] = self.shl_i::<7>(sums[1][i]);
                 }
                 if d + 1 == D && L::OFFSET != 0 {
-                    let [a, b] = x[i].1.map(|sum| -L::OFFSET * sum);
+                    let [a, b] = x[i].sums.map(|sum| -L::OFFSET * sum);
                     sums[0][i] = self.add_i(sums[0][i], self.splat_i(if split { a } else { a + b }));
                     sums[1][i] = self.add_i(sums[1][i], self.splat_i(if split { b } else { 0 }));
                 }
@@ -174,9 +208,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
                 for i in 0..T {
                     let sum = &mut sums[usize::from(split && g >= 4)][i];
                     *sum = if L::BITS < 7 {
-                        self.dot4_small(*sum, groups[g], x[i].0[d][g])
+                        self.dot4_small(*sum, groups[g], x[i].digits[d][g])
                     } else {
-                        self.dot4(*sum, groups[g], x[i].0[d][g])
+                        self.dot4(*sum, groups[g], x[i].digits[d][g])
                     };
                 }
             }
@@ -222,6 +256,19 @@ pub(crate) trait Simd: Copy + Send + Sync {
             *v = self.load_words(&words.map(|row| row[l]));
         }
         out
+    }
+
+    /// Eight words of sixteen rows, transposed: lane l of vector g is word g of row l.
+    #[inline(always)]
+    fn turn(self, rows: &[[u8; 32]; 16]) -> [Self::B; 8] {
+        let mut v = [self.splat_b(0); 16];
+        for (v, row) in v.iter_mut().zip(rows) {
+            let mut wide = [0; 64];
+            wide[..32].copy_from_slice(row);
+            *v = self.load_b(&wide);
+        }
+        let v = self.transpose(v);
+        [v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]]
     }
 
     /// Asks for the cache line of `x` in the first-level cache.

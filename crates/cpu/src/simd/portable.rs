@@ -181,6 +181,10 @@ impl Simd for Portable {
         *x
     }
     #[inline]
+    fn store_b(self, v: [u8; 64], out: &mut [u8; 64]) {
+        *out = v;
+    }
+    #[inline]
     fn splat_b(self, x: u8) -> [u8; 64] {
         [x; 64]
     }
@@ -191,6 +195,10 @@ impl Simd for Portable {
     #[inline]
     fn or(self, a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
         lanes(|i| a[i] | b[i])
+    }
+    #[inline]
+    fn xor(self, a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
+        lanes(|i| a[i] ^ b[i])
     }
     #[inline]
     fn shl<const N: u32>(self, a: [u8; 64]) -> [u8; 64] {

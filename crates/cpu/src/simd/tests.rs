@@ -72,10 +72,15 @@ impl Kernel for Probe {
         f(s.to_f(s.dot4(s.splat_i(0), s.splat_b(255), [-127; 4])), &mut out);
         let rows = [0; 16].map(|_: u32| s.load_words(&[0; 16].map(|_: u32| rng.next())));
         let words = [s.splat_word(rng.next()), s.bits(a), s.bf16(a, b), s.bf16_pairs(a, b)];
-        for v in words.into_iter().chain(s.transpose(rows)) {
+        let turned = s.turn(&[0; 16].map(|_: u8| rng.bytes()));
+        let words = words.into_iter().chain(s.transpose(rows)).chain(turned).chain([s.xor(w, v)]);
+        for v in words {
             let mut w = [0; 16];
             s.store_words(v, &mut w);
             out.extend(w);
+            let mut bytes = [0; 64];
+            s.store_b(v, &mut bytes);
+            out.extend(bytes.map(u32::from));
         }
         f(s.numbers(s.bits(b)), &mut out);
         out
@@ -193,11 +198,13 @@ impl<const BITS: u32, const OFFSET: i32, const D: usize, const H: usize, const T
             levels = [[top; 64]; 8];
             digits = [[[[if self.0 == 0 { 127 } else { -127 }; 4]; 8]; D]; T];
         }
-        let q = |i: usize, c: usize| -> i64 { digits[i].iter().fold(0, |q, d| 128 * q + i64::from(d[c / 4][c % 4])) };
-        let x = std::array::from_fn(|i| {
-            let half = |h: usize| (16 * h..16 * h + 16).map(|c| q(i, c)).sum::<i64>() as i32;
-            (&digits[i], [half(0), half(1)])
+        let quants = digits.map(|digits| {
+            let mut x = Quants { digits, ..Quants::ZERO };
+            x.add_up();
+            x
         });
+        let q = |i: usize, c: usize| -> i64 { digits[i].iter().fold(0, |q, d| 128 * q + i64::from(d[c / 4][c % 4])) };
+        let x = std::array::from_fn(|i| &quants[i]);
         let stored = Stored::<BITS, OFFSET>(levels);
         for (i, sums) in s.dots::<_, D, H, T>(&stored, x).into_iter().enumerate() {
             for (h, sum) in sums.into_iter().enumerate() {
@@ -220,9 +227,12 @@ fn blocks_of_products_are_exact() {
         for seed in 0..60 {
             isa.run(Dots::<4, 0, 1, 1, 4>(seed));
             isa.run(Dots::<4, 8, 2, 1, 1>(seed));
+            isa.run(Dots::<4, 8, 1, 1, 4>(seed));
             isa.run(Dots::<5, 16, 1, 1, 2>(seed));
+            isa.run(Dots::<5, 16, 2, 1, 1>(seed));
             isa.run(Dots::<5, 0, 2, 1, 4>(seed));
             isa.run(Dots::<6, 32, 1, 2, 4>(seed));
+            isa.run(Dots::<6, 32, 2, 2, 4>(seed));
             isa.run(Dots::<6, 32, 2, 2, 1>(seed));
             isa.run(Dots::<8, 128, 1, 1, 4>(seed));
             isa.run(Dots::<8, 128, 2, 1, 2>(seed));
