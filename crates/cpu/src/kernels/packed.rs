@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use crate::pack::{BLOCK, GROUP, Layout, ROWS, Scales};
 use crate::pool::Rect;
-use crate::simd::{Fits, Kernel, LANES, Levels, Quants, Simd};
+use crate::simd::{Kernel, LANES, Levels, Quants, Simd};
 
 /// Base of the digits of activations.
 const BASE: f32 = 128.0;
@@ -185,15 +185,33 @@ impl<const DIGITS: usize> Work for PackedBlock<'_, '_, DIGITS> {
         let end = self.rect.rows.end;
         while t < end {
             t += match end - t {
-                16.. if Fits::<S, 4, 4>::TOKENS => self.tile::<S, C, D, 4, 4>(s, t),
-                8.. if Fits::<S, 4, 2>::TOKENS => self.tile::<S, C, D, 4, 2>(s, t),
-                8.. if Fits::<S, 8>::TOKENS => self.tile::<S, C, D, 8, 1>(s, t),
-                4.. if Fits::<S, 4>::TOKENS => self.tile::<S, C, D, 4, 1>(s, t),
-                2.. if Fits::<S, 2>::TOKENS => self.tile::<S, C, D, 2, 1>(s, t),
+                16.. if Fits::<S, D, 4, 4>::YES => self.tile::<S, C, D, 4, 4>(s, t),
+                16.. if Fits::<S, D, 2, 8>::YES => self.tile::<S, C, D, 2, 8>(s, t),
+                8.. if Fits::<S, D, 8, 1>::YES => self.tile::<S, C, D, 8, 1>(s, t),
+                8.. if Fits::<S, D, 4, 2>::YES => self.tile::<S, C, D, 4, 2>(s, t),
+                8.. if Fits::<S, D, 2, 4>::YES => self.tile::<S, C, D, 2, 4>(s, t),
+                4.. if Fits::<S, D, 4, 1>::YES => self.tile::<S, C, D, 4, 1>(s, t),
+                4.. if Fits::<S, D, 2, 2>::YES => self.tile::<S, C, D, 2, 2>(s, t),
+                2.. if Fits::<S, D, 2, 1>::YES => self.tile::<S, C, D, 2, 1>(s, t),
                 _ => self.tile::<S, C, D, 1, 1>(s, t),
             }
         }
     }
+}
+
+/// Whether a level has `N` tiles of `T` tokens for a format. A constant of a type, not a condition, so that what it has not is not compiled.
+struct Fits<S, D, const T: usize, const N: usize>(PhantomData<(S, D)>);
+
+impl<S: Simd, D: Scaling, const T: usize, const N: usize> Fits<S, D, T, N> {
+    const YES: bool = {
+        let tiles = if D::HALVES { S::TILES_OF_HALVES } else { S::TILES };
+        let (mut i, mut found) = (0, false);
+        while i < tiles.len() {
+            found |= tiles[i].0 == T && tiles[i].1 == N;
+            i += 1;
+        }
+        found
+    };
 }
 
 impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
@@ -255,6 +273,9 @@ fn group<C: Codes, D: Scaling>(panel: &[u8], blocks: usize) -> (&[u8], &[u8]) {
     panel[..scales + blocks * C::BYTES].split_at(scales)
 }
 
+/// Most tokens at which weights are asked for ahead: with more, products take longer than reading.
+const FEW: usize = 8;
+
 /// Asks for the `n` bytes that lie [`Simd::AHEAD`] of `at`.
 #[inline(always)]
 fn ask<S: Simd>(s: S, panels: &[u8], at: usize, n: usize) {
@@ -278,13 +299,13 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usiz
     let (mut block, mut at) = (0, 0);
     while block < blocks {
         let (scales, codes) = group::<C, D>(&panels[at..], GROUP.min(blocks - block));
-        if N == 1 {
+        if T * N <= FEW {
             ask(s, panels, at, scales.len());
         }
         at += scales.len();
         let head = D::head(s, scales);
         for (j, bytes) in codes.chunks_exact(C::BYTES).enumerate() {
-            if N == 1 {
+            if T * N <= FEW {
                 ask(s, panels, at, C::BYTES);
             }
             at += C::BYTES;

@@ -3,9 +3,11 @@
 //! Six queries by one vector fill the registers of AVX2 (twelve sums, two halves of a vector, a number repeated), six by four those of
 //! AVX-512. Fewer queries take more vectors side by side, so that enough sums are under way to hide a multiplier's latency.
 
+use std::marker::PhantomData;
+
 use super::attend::{Block, Num, SPLIT, Scores};
 use crate::kv::GROUP;
-use crate::simd::{Fits, Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 
 /// Most queries of a register tile.
 pub(crate) const MOST: usize = 6;
@@ -36,16 +38,23 @@ impl<K: Tiled, const T: usize> Kernel for Times<K, T> {
     }
 }
 
+/// Whether a level's tiles have so many queries: a constant of a type, so that what it has not is not compiled.
+struct Fits<S, const T: usize>(PhantomData<S>);
+
+impl<S: Simd, const T: usize> Fits<S, T> {
+    const YES: bool = T <= S::QUERIES;
+}
+
 /// Runs a loop over a tile of `queries` queries, each number of them as a function of its own.
 #[inline(always)]
 pub(crate) fn by_queries<S: Simd>(s: S, queries: usize, tiled: impl Tiled) {
     match queries {
         1 => s.call(Times::<_, 1>(tiled)),
         2 => s.call(Times::<_, 2>(tiled)),
-        3 if Fits::<S, 3>::QUERIES => s.call(Times::<_, 3>(tiled)),
-        4 if Fits::<S, 4>::QUERIES => s.call(Times::<_, 4>(tiled)),
-        5 if Fits::<S, 5>::QUERIES => s.call(Times::<_, 5>(tiled)),
-        6 if Fits::<S, 6>::QUERIES => s.call(Times::<_, 6>(tiled)),
+        3 if Fits::<S, 3>::YES => s.call(Times::<_, 3>(tiled)),
+        4 if Fits::<S, 4>::YES => s.call(Times::<_, 4>(tiled)),
+        5 if Fits::<S, 5>::YES => s.call(Times::<_, 5>(tiled)),
+        6 if Fits::<S, 6>::YES => s.call(Times::<_, 6>(tiled)),
         _ => unreachable!("invariant: tiles have at most as many queries as the level allows"),
     }
 }

@@ -137,6 +137,7 @@ impl Simd for Avx2 {
 
     const TILE: usize = 2;
     const TILES: &'static [(usize, usize)] = &[(4, 4), (4, 2), (4, 1), (1, 1)];
+    const TILES_OF_HALVES: &'static [(usize, usize)] = &[(2, 8), (2, 4), (2, 2), (1, 1)];
     const AHEAD: usize = 1024;
     const BRAIN: bool = false;
     const QUERIES: usize = 6;

@@ -38,6 +38,7 @@ impl Simd for Avx512 {
 
     const TILE: usize = 8;
     const TILES: &'static [(usize, usize)] = &[(8, 1), (4, 1), (2, 1), (1, 1)];
+    const TILES_OF_HALVES: &'static [(usize, usize)] = Self::TILES;
     const AHEAD: usize = 0;
     const BRAIN: bool = true;
     const QUERIES: usize = 6;

@@ -82,6 +82,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Register tiles for packed weights: how many tokens, and how many such tiles share one unpacking of a block. The largest first, and a
     /// single token last.
     const TILES: &'static [(usize, usize)];
+    /// The same for formats whose half blocks have scales of their own, which take more registers.
+    const TILES_OF_HALVES: &'static [(usize, usize)];
     /// How many bytes ahead of a single row's product weights are asked for; 0: the machine foresees a stream better itself.
     const AHEAD: usize;
     /// Whether bfloat16 is multiplied by an instruction of its own.
@@ -338,23 +340,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
         let y = self.fma(p, self.mul(r, r), self.add(r, self.splat(1.0)));
         self.mul(y, self.pow2(n))
     }
-}
-
-/// What a level has. As constants of a type, not as conditions, so that what a level lacks is not compiled for it.
-pub(crate) struct Fits<S, const T: usize, const N: usize = 1>(std::marker::PhantomData<S>);
-
-impl<S: Simd, const T: usize, const N: usize> Fits<S, T, N> {
-    /// Whether `N` tiles of `T` tokens are among [`Simd::TILES`].
-    pub(crate) const TOKENS: bool = {
-        let (mut i, mut found) = (0, false);
-        while i < S::TILES.len() {
-            found |= S::TILES[i].0 == T && S::TILES[i].1 == N;
-            i += 1;
-        }
-        found
-    };
-    /// Whether a tile of attention may have `T` queries.
-    pub(crate) const QUERIES: bool = T <= S::QUERIES;
 }
 
 /// A piece of work that is compiled once per instruction set.

@@ -40,6 +40,7 @@ impl Simd for Portable {
 
     const TILE: usize = 2;
     const TILES: &'static [(usize, usize)] = &[(2, 1), (1, 1)];
+    const TILES_OF_HALVES: &'static [(usize, usize)] = Self::TILES;
     const AHEAD: usize = 0;
     const BRAIN: bool = false;
     const QUERIES: usize = 2;
