@@ -350,6 +350,12 @@ pub trait Backend: Send + Sync {
     /// Several projections of the same input: one quantisation of `x`, one region.
     fn linear(&self, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs>;
 
+    /// `x · headᵀ`, `[rows, vocab]`. A [`Backend::linear`] whose outputs nothing else is computed from, so that an error of rounding
+    /// stays what it is: a backend may round more than there.
+    fn logits(&self, x: &Tensor, head: &Resident) -> Result<Tensor> {
+        Ok(self.linear(x, &[Proj { weight: head, bias: None }])?.remove(0))
+    }
+
     /// For row t and slot s: `x_row · W[expert(t, s)]ᵀ`, for one or several projections. `x` is `[tokens, in]`, shared by
     /// a token's slots, or `[tokens × top_k, in]`. Outputs are `[tokens × top_k, out]`.
     fn linear_experts(&self, x: &Tensor, routing: &Routing, projs: &[&ResidentExperts]) -> Result<Outputs>;

@@ -57,7 +57,7 @@ pub struct Cpu {
     pub(crate) scratch: Scratch<f32>,
     /// A packed panel for each thread.
     pub(crate) panels: Scratch<u8>,
-    /// Activations of feed-forward networks, rounded.
+    /// Activations of feed-forward networks and of the head, rounded.
     pub(crate) coarse: Mutex<Rounded<1>>,
     /// All others.
     pub(crate) fine: Mutex<Rounded<2>>,
@@ -324,6 +324,10 @@ impl Backend for Cpu {
 
     fn linear(&self, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs> {
         self.project("linear", &self.fine, x, projs)
+    }
+
+    fn logits(&self, x: &Tensor, head: &Resident) -> Result<Tensor> {
+        Ok(self.project("logits", &self.coarse, x, &[Proj { weight: head, bias: None }])?.remove(0))
     }
 
     fn ffn(&self, x: &Tensor, gate: Proj<'_>, up: Proj<'_>, down: Proj<'_>) -> Result<Tensor> {

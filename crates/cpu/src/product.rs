@@ -1,7 +1,7 @@
 //! Products with weights: several projections, one matrix or many experts, in one region.
 //!
-//! In fast precision activations are rounded: to one digit for feed-forward networks, to two for everything else. What attention
-//! reads needs the second digit most (softmax amplifies it, and all later positions see it) and costs least.
+//! In fast precision activations are rounded: to one digit for feed-forward networks and the head, to two for everything else. What
+//! attention reads needs the second digit most (softmax amplifies it, and all later positions see it) and costs least.
 //!
 //! Rows arrive sorted into bands, one per expert in use (a plain linear layer is one band and one expert). A task is a band times a block
 //! of a projection's outputs.

@@ -284,7 +284,7 @@ impl Decoder {
     }
 
     fn project(&self, h: &Tensor, weight: &Resident) -> Result<Tensor> {
-        Ok(self.backend.linear(h, &[fathom_core::Proj { weight, bias: None }])?.remove(0))
+        self.backend.logits(h, weight)
     }
 
     fn step<'a>(&'a self, batch: &'a Batch, rope: &'a Tensor) -> Step<'a> {

@@ -38,7 +38,8 @@ pub(super) fn cases(s: &mut Suite) {
         cut_rows(s, &format!("linear {name}"), n, &|b, from, to| {
             let w = b.upload(&w)?;
             let x = matrix(b, to - from, w.cols, &x[from * w.cols..to * w.cols])?;
-            Ok(b.linear(&x, &[bare(&w)])?.remove(0))
+            let (y, z) = (b.linear(&x, &[bare(&w)])?.remove(0), b.logits(&x, &w)?);
+            b.concat_cols(&y, &z)
         });
     }
     blocks(s, &mut rng, n);

@@ -68,6 +68,10 @@ pub(super) fn cases(s: &mut Suite) {
                     Ok(vec![turns.try_fold(first, |all, y| b.concat_cols(&all, &y?))?])
                 });
             }
+            let (w, x) = (weight(&mut rng, f, 65, cols), normals(&mut rng, 5 * cols));
+            s.like_reference(format!("logits {f} [65, {cols}] × 5"), bound, &|b| {
+                Ok(vec![b.logits(&matrix(b, 5, cols, &x)?, &b.upload(&w)?)?])
+            });
         }
     }
     for (name, w) in weights(&mut rng, 70, 2) {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use fathom_core::timed::{Op, Spent};
-use fathom_model::Model;
 use serde_json::{Value, json};
 
 use super::sweep::Measured;
@@ -24,9 +23,9 @@ const KINDS: [&str; 9] =
     ["products", "head", "attention", "cache", "norms", "rotation", "additions", "routing", "others"];
 
 /// What a kind is made of.
-fn kind(op: Op, vocab: usize) -> &'static str {
+fn kind(op: Op) -> &'static str {
     match op.name {
-        "linear" if op.outputs == vocab => "head",
+        "logits" => "head",
         "linear" | "linear_experts" | "ffn" | "moe" | "conv2d" => "products",
         "attend" | "attend_latent" => "attention",
         "kv_write" | "kv_copy" => "cache",
@@ -58,10 +57,9 @@ impl Profile {
         }
     }
 
-    fn lines(&self, vocab: usize) -> Vec<Line> {
+    fn lines(&self) -> Vec<Line> {
         let line = |of: &'static str| {
-            let mut ops: Vec<_> =
-                self.spent.iter().filter(|(op, _)| kind(**op, vocab) == of).map(|(o, s)| (*o, *s)).collect();
+            let mut ops: Vec<_> = self.spent.iter().filter(|(op, _)| kind(**op) == of).map(|(o, s)| (*o, *s)).collect();
             ops.sort_by_key(|(_, spent)| std::cmp::Reverse(spent.time));
             Line { kind: of, time: ops.iter().map(|(_, s)| s.time).sum(), ops }
         };
@@ -83,7 +81,7 @@ impl Profile {
 }
 
 /// The table of one figure, if it was profiled. `passes` is how often it was measured.
-pub(super) fn print(out: &mut impl io::Write, measured: &Measured, model: &Model) -> Result<()> {
+pub(super) fn print(out: &mut impl io::Write, measured: &Measured) -> Result<()> {
     let Some(profile) = &measured.profile else { return Ok(()) };
     let figure = &measured.figure;
     let units = match figure.unit() {
@@ -91,7 +89,7 @@ pub(super) fn print(out: &mut impl io::Write, measured: &Measured, model: &Model
         _ => measured.rates.len() * figure.tokens,
     };
     let each = |time: Duration| 1e3 * time.as_secs_f64() / units as f64;
-    let lines = profile.lines(model.spec.vocab);
+    let lines = profile.lines();
     writeln!(
         out,
         "\n{} of {}: {:.3} ms a {}",
@@ -119,9 +117,9 @@ pub(super) fn print(out: &mut impl io::Write, measured: &Measured, model: &Model
 }
 
 /// The same for programs, seconds of all passes together.
-pub(super) fn json(measured: &Measured, model: &Model) -> Value {
+pub(super) fn json(measured: &Measured) -> Value {
     let Some(profile) = &measured.profile else { return Value::Null };
-    let lines = profile.lines(model.spec.vocab);
+    let lines = profile.lines();
     let (outside, attention) = profile.outside(&lines);
     let ops = |line: &Line| -> Vec<Value> {
         let op = |(op, s): &(Op, Spent)| {
@@ -153,14 +151,14 @@ mod tests {
         let pass = BTreeMap::from([
             (op("linear", 64), spent(30)),
             (op("ffn", 64), spent(40)),
-            (op("linear", 100), spent(10)),
+            (op("logits", 100), spent(10)),
             (op("attend", 0), spent(8)),
             (op("rms_norm", 0), spent(2)),
         ]);
         let mut profile = Profile::default();
         profile.add(&pass, Duration::from_millis(100));
         profile.add(&pass, Duration::from_millis(100));
-        let lines = profile.lines(100);
+        let lines = profile.lines();
         let told: Vec<_> = lines.iter().map(|l| (l.kind, l.time.as_millis())).collect();
         assert_eq!(told, [("products", 140), ("head", 20), ("attention", 16), ("norms", 4), ("between", 20)]);
         assert_eq!(lines[0].ops[0].0.name, "ffn");

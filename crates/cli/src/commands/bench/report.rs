@@ -68,7 +68,7 @@ impl Report<'_> {
                 "roofline": m.work.json(rates.median(), bandwidths.median(), self.arithmetic),
             });
             if m.profile.is_some() {
-                json["profile"] = profile::json(m, &self.loaded.model);
+                json["profile"] = profile::json(m);
             }
             json
         };
@@ -148,7 +148,7 @@ impl Report<'_> {
             operations(self.peak.f32)
         )?;
         for measured in self.measured {
-            profile::print(out, measured, model)?;
+            profile::print(out, measured)?;
         }
         for peer in self.peers {
             peer.print(out, self.measured)?;
