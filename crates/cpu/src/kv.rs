@@ -45,6 +45,13 @@ fn scales(stream: KvStream) -> KvStream {
     KvStream::Keys { heads, dim: dim.div_ceil(RUN) }
 }
 
+/// Where the scales begin of the piece of a group that begins at `at`, which is numbers of heads of width `dim`: there is a piece of
+/// scales for each, in the same order.
+#[inline(always)]
+pub(crate) fn scales_at(at: usize, dim: usize) -> usize {
+    at / dim * dim.div_ceil(RUN)
+}
+
 /// Where the rows of a sequence lie: rows of a batch, or slots of a paged cache.
 #[derive(Clone, Copy)]
 pub(crate) enum Places<'a> {
@@ -143,8 +150,7 @@ impl History<'_> {
                     Numbers::F32(x) => tile.copy_from_slice(&x[at..at + tile.len()]),
                     Numbers::F16(x) => widen(s, &x[at..at + tile.len()], tile),
                     Numbers::Q8_0 { q, d } => {
-                        let d = &d[self.places.at(scales(self.stream), first, head).0..];
-                        s.call(WidenTile { q: &q[at..at + tile.len()], d, out: tile });
+                        s.call(WidenTile { q: &q[at..at + tile.len()], d: &d[scales_at(at, dim)..], out: tile });
                     }
                 }
                 continue;
@@ -156,7 +162,7 @@ impl History<'_> {
                     *o = match self.numbers {
                         Numbers::F32(x) => x[at + i * step],
                         Numbers::F16(x) => x[at + i * step].to_f32(),
-                        Numbers::Q8_0 { q, d } => signed(q[at + i * step]) * d[scale + i / RUN * apart].to_f32(),
+                        Numbers::Q8_0 { q, d } => q[at + i * step].widen() * d[scale + i / RUN * apart].to_f32(),
                     };
                 }
             }
@@ -191,7 +197,7 @@ impl Kernel for WidenRows<'_> {
             for r in 0..dim.div_ceil(RUN) {
                 let mut factors = [0.0; GROUP];
                 if of.places.grouped() {
-                    let at = of.places.at(scales, first, head).0 + r * GROUP;
+                    let at = scales_at(at[0], dim) + r * GROUP;
                     let d = d[at..at + GROUP].as_array().expect("invariant: a slice of sixteen");
                     s.store(s.load_f16(d), &mut factors);
                 } else {
@@ -219,13 +225,8 @@ fn widen_run<S: Simd>(s: S, q: &[u8], d: f32, out: &mut [f32]) {
         s.store(s.mul(s.load_i8(q), s.splat(d)), o);
     }
     for (q, o) in q_tail.iter().zip(o_tail) {
-        *o = signed(*q) * d;
+        *o = q.widen() * d;
     }
-}
-
-#[inline(always)]
-fn signed(q: u8) -> f32 {
-    f32::from(q as i8)
 }
 
 /// A tile of keys in q8_0.

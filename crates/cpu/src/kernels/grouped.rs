@@ -1,6 +1,8 @@
 //! Grouped-query attention: query heads that share one key and value head, for a band of rows of one span.
 
-use super::attend::{Block, Flash, SPLIT, TILES, merge};
+use half::f16;
+
+use super::attend::{Block, Flash, Num, SPLIT, TILES, merge};
 use super::tile::{MOST, pack_queries};
 use crate::kv::{GROUP, History, Numbers};
 use crate::pool::Rect;
@@ -60,44 +62,68 @@ impl Band<'_> {
         let (seen, group, causal) = (self.seen, self.group, self.causal);
         let len = SPLIT.min(self.end() - from);
         let sees = |i: usize| if causal { (seen + i / group).saturating_sub(from) } else { len };
-        let (mut keys_at, mut values_at) = ([0; TILES], [0; TILES]);
         // One tile of queries widens as it goes; more share the work.
         let few = self.k.places.grouped() && self.rows * group <= MOST && self.v_dim.is_multiple_of(LANES);
-        if let (true, Numbers::F16(keys), Numbers::F16(values)) = (few, self.k.numbers, self.v.numbers) {
-            let keys_from = |from: usize, at: &mut [usize; TILES]| {
-                let n = self.end().saturating_sub(from).min(SPLIT).div_ceil(GROUP);
-                for g in 0..n {
-                    at[g] = self.k.at(from + g * GROUP, self.head);
+        match (few, self.k.numbers, self.v.numbers) {
+            (true, Numbers::F16(keys), Numbers::F16(values)) => {
+                self.stored(s, flash, (keys, &[]), (values, &[]), from, until, sees);
+            }
+            (true, Numbers::Q8_0 { q: keys, d: k }, Numbers::Q8_0 { q: values, d: v }) => {
+                self.stored(s, flash, (keys, k), (values, v), from, until, sees);
+            }
+            _ => {
+                let padded = self.v_dim.next_multiple_of(LANES);
+                let (keys, values) = wide[..SPLIT * (self.dim + padded)].split_at_mut(SPLIT * self.dim);
+                self.k.tiles(s, from, len, self.head, keys);
+                self.v.rows(s, from, len, self.head, padded, values);
+                let (mut keys_at, mut values_at) = ([0; TILES], [0; TILES]);
+                for g in 0..TILES {
+                    (keys_at[g], values_at[g]) = (g * GROUP * self.dim, g * GROUP * padded);
                 }
-                n
-            };
-            for g in 0..keys_from(from, &mut keys_at) {
-                values_at[g] = self.v.at(from + g * GROUP, self.head);
+                flash.block(s, Block::wide(keys, &keys_at, values, &values_at, padded, len), sees);
             }
-            let mut next = [0; TILES];
-            let soon = if from + SPLIT < until { keys_from(from + SPLIT, &mut next) } else { 0 };
-            let block = Block {
-                keys,
-                keys_at: &keys_at,
-                values,
-                values_at: &values_at,
-                stride: self.v_dim,
-                len,
-                ahead: true,
-                next: &next[..soon],
-                tile: self.dim * GROUP,
-            };
-            flash.block(s, block, sees);
-        } else {
-            let padded = self.v_dim.next_multiple_of(LANES);
-            let (keys, values) = wide[..SPLIT * (self.dim + padded)].split_at_mut(SPLIT * self.dim);
-            self.k.tiles(s, from, len, self.head, keys);
-            self.v.rows(s, from, len, self.head, padded, values);
-            for g in 0..TILES {
-                (keys_at[g], values_at[g]) = (g * GROUP * self.dim, g * GROUP * padded);
-            }
-            flash.block(s, Block::wide(keys, &keys_at, values, &values_at, padded, len), sees);
         }
+    }
+
+    /// [`Band::block`] of numbers as they are stored, each with scales if they have any.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn stored<S: Simd, E: Num>(
+        &self,
+        s: S,
+        flash: &mut Flash<'_>,
+        (keys, key_scales): (&[E], &[f16]),
+        (values, value_scales): (&[E], &[f16]),
+        from: usize,
+        until: usize,
+        sees: impl Fn(usize) -> usize,
+    ) {
+        let keys_from = |from: usize, at: &mut [usize; TILES]| {
+            let n = self.end().saturating_sub(from).min(SPLIT).div_ceil(GROUP);
+            for g in 0..n {
+                at[g] = self.k.at(from + g * GROUP, self.head);
+            }
+            n
+        };
+        let (mut keys_at, mut values_at, mut next) = ([0; TILES], [0; TILES], [0; TILES]);
+        for g in 0..keys_from(from, &mut keys_at) {
+            values_at[g] = self.v.at(from + g * GROUP, self.head);
+        }
+        let soon = if from + SPLIT < until { keys_from(from + SPLIT, &mut next) } else { 0 };
+        let block = Block {
+            keys,
+            keys_at: &keys_at,
+            values,
+            values_at: &values_at,
+            stride: self.v_dim,
+            key_scales,
+            value_scales,
+            len: SPLIT.min(self.end() - from),
+            ahead: true,
+            next: &next[..soon],
+            tile: self.dim * GROUP,
+        };
+        flash.block(s, block, sees);
     }
 }
 
