@@ -201,9 +201,9 @@ impl Kernel for WidenRows<'_> {
                     let d = d[at..at + GROUP].as_array().expect("invariant: a slice of sixteen");
                     s.store(s.load_f16(d), &mut factors);
                 } else {
-                    for j in 0..rows.len() / stride {
+                    for (j, factor) in factors.iter_mut().enumerate().take(rows.len() / stride) {
                         let (at, step) = of.places.at(scales, first + j, head);
-                        factors[j] = d[at + r * step].to_f32();
+                        *factor = d[at + r * step].to_f32();
                     }
                 }
                 let run = r * RUN..dim.min((r + 1) * RUN);
