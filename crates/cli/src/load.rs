@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use fathom_core::reference::Reference;
 use fathom_core::{Backend, DType, Precision};
 use fathom_cpu::{Cpu, CpuOptions};
-use fathom_model::spec::kv_width;
+use fathom_model::spec::kv_bytes;
 use fathom_model::{BLOCK, Decoder, Model, ModelSpec};
 
 use crate::args::{BackendName, LoadArgs, Repack};
@@ -222,7 +222,7 @@ impl Plan<'_> {
 
     /// Bytes of cache for so many tokens: whole blocks, the prediction block's layer included.
     fn cache(&self, tokens: usize) -> u64 {
-        let drafts = self.spec.mtp.as_ref().map_or(0, |l| kv_width(&l.mixer) * self.kv.bytes());
+        let drafts = self.spec.mtp.as_ref().map_or(0, |l| kv_bytes(&l.mixer, self.kv));
         let per_token = (self.spec.kv_bytes_per_token(self.kv) + drafts) as u64;
         per_token.saturating_mul((tokens as u64).div_ceil(BLOCK as u64).saturating_mul(BLOCK as u64))
     }

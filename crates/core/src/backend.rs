@@ -188,6 +188,21 @@ impl KvStream {
             KvStream::Latents { width } => width,
         }
     }
+
+    /// Heads, and numbers of each, which are a row where numbers share scales: latents are one head, so that their last run
+    /// reaches into the rotated key unless their rank is a multiple of 32, as that of all published models is.
+    pub fn heads(self) -> (usize, usize) {
+        match self {
+            KvStream::Keys { heads, dim } | KvStream::Values { heads, dim } => (heads, dim),
+            KvStream::Latents { width } => (1, width),
+        }
+    }
+
+    /// Bytes per token.
+    pub fn bytes(self, dtype: DType) -> usize {
+        let (heads, dim) = self.heads();
+        heads * dtype.bytes(dim)
+    }
 }
 
 /// One stream of one layer's cache: `slots` rows, in an order that only the backend knows.
@@ -207,6 +222,11 @@ impl KvCache {
     /// Tokens it can hold.
     pub fn slots(&self) -> usize {
         self.data.rows()
+    }
+
+    /// Bytes per token.
+    pub fn bytes(&self) -> usize {
+        self.stream.bytes(self.data.dtype)
     }
 }
 
@@ -366,13 +386,13 @@ pub trait Backend: Send + Sync {
     /// Rotates `table.cols()` elements of each head of `x: [tokens, heads × head_dim]`, beginning at `first`.
     fn rope(&self, x: Tensor, table: &Tensor, heads: usize, first: usize, layout: RopeLayout) -> Result<Tensor>;
 
-    /// An empty cache stream.
+    /// An empty cache stream of `dtype`, which is not [`DType::U32`].
     fn kv_alloc(&self, slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache>;
 
-    /// Writes row i of `x` to slot `slots[i]`.
+    /// Writes row i of `x`, rounded to the cache's type, to slot `slots[i]`.
     fn kv_write(&self, cache: &mut KvCache, x: &Tensor, slots: &[u32]) -> Result<()>;
 
-    /// Copies `count` slots (copy-on-write of a shared block).
+    /// Copies `count` slots as they are (copy-on-write of a shared block).
     fn kv_copy(&self, cache: &mut KvCache, from: usize, to: usize, count: usize) -> Result<()>;
 
     /// Grouped-query attention: `[tokens, heads × head_dim]` → `[tokens, heads × v_dim]`.

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, Weak};
 use half::f16;
 use half::vec::HalfBitsVecExt;
 
-use crate::{Buffer, DType, Error, Result, Shape, Storage, Tensor};
+use crate::dtype::RUN;
+use crate::{Buffer, DType, Error, KvCache, KvStream, Result, Shape, Storage, Tensor};
 
 /// Elements in host memory. Vectors are at least as long as their tensor's shape says.
 pub enum HostData {
@@ -16,6 +17,13 @@ pub enum HostData {
     F32(Vec<f32>),
     /// Binary16.
     F16(Vec<f16>),
+    /// Of every row [`RUN`] elements share a scale: x = d · q.
+    Q8_0 {
+        /// Signed bytes.
+        q: Vec<u8>,
+        /// As many scales to a row as it has runs.
+        d: Vec<f16>,
+    },
     /// Integers.
     U32(Vec<u32>),
 }
@@ -86,7 +94,7 @@ impl HostArena {
         let lists = match storage.data {
             HostData::F32(_) => &self.f32s,
             HostData::U32(_) => &self.u32s,
-            HostData::F16(_) => return,
+            HostData::F16(_) | HostData::Q8_0 { .. } => return,
         };
         lists.lock().expect("invariant: no panic under the arena's lock")[storage.class].push(storage);
     }
@@ -97,7 +105,7 @@ impl HostArena {
         let lists = match dtype {
             DType::F32 => Some(&self.f32s),
             DType::U32 => Some(&self.u32s),
-            DType::F16 => None,
+            DType::F16 | DType::Q8_0 => None,
         };
         let found = lists.and_then(|l| l.lock().expect("invariant: no panic under the arena's lock")[class].pop());
         let storage = found.unwrap_or_else(|| {
@@ -106,10 +114,28 @@ impl HostArena {
                 DType::U32 => HostData::U32(vec![0; capacity]),
                 // Zeroed integers come from the system untouched, so that an unused part of a cache takes no memory.
                 DType::F16 => HostData::F16(vec![0u16; capacity].reinterpret_into()),
+                DType::Q8_0 => {
+                    let scales = shape.rows() * shape.cols().div_ceil(RUN);
+                    HostData::Q8_0 { q: vec![0; capacity], d: vec![0u16; scales].reinterpret_into() }
+                }
             };
             Arc::new(HostStorage { device: self.device, data, class, home: Arc::downgrade(self) })
         });
         Tensor { buf: Buffer::new(storage), shape, dtype }
+    }
+
+    /// A cache stream of `slots` slots.
+    ///
+    /// # Errors
+    /// If caches have no such type.
+    pub fn cache(self: &Arc<Self>, slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache> {
+        if dtype == DType::U32 {
+            return Err(Error::Type { op: "kv_alloc", expected: "f32, f16 or q8_0", found: dtype.name() });
+        }
+        let (heads, dim) = stream.heads();
+        let mut data = self.alloc(Shape::new(&[slots, heads, dim]), dtype);
+        data.shape = Shape::matrix(slots, stream.width());
+        Ok(KvCache { data, stream })
     }
 
     /// A tensor with the given elements.

@@ -254,14 +254,14 @@ impl Backend for Null {
     fn kv_write(&self, cache: &mut KvCache, x: &Tensor, slots: &[u32]) -> Result<()> {
         own("kv_write", &[&cache.data, x])?;
         check::kv_write(cache, x, slots)?;
-        self.count("kv_write", 0, 0, (x.shape.numel() * cache.data.dtype.bytes()) as u64);
+        self.count("kv_write", 0, 0, (x.rows() * cache.bytes()) as u64);
         Ok(())
     }
 
     fn kv_copy(&self, cache: &mut KvCache, from: usize, to: usize, count: usize) -> Result<()> {
         own("kv_copy", &[&cache.data])?;
         check::kv_copy(cache, from, to, count)?;
-        self.count("kv_copy", 0, 0, 2 * (count * cache.width() * cache.data.dtype.bytes()) as u64);
+        self.count("kv_copy", 0, 0, 2 * (count * cache.bytes()) as u64);
         Ok(())
     }
 
@@ -272,7 +272,7 @@ impl Backend for Null {
             KvView::Fresh { k, v } => own("attend", &[k, v]).map(|()| 0)?,
             KvView::Paged { k, v } => {
                 own("attend", &[&k.data, &v.data])?;
-                k.width() * k.data.dtype.bytes() + v.width() * v.data.dtype.bytes()
+                k.bytes() + v.bytes()
             }
         };
         let (mut flops, mut read) = (0, 0);
@@ -309,7 +309,7 @@ impl Backend for Null {
             };
             flops += 2 * (spec.heads * projected * projection) as u64;
             flops += 2 * pairs(s, Mask::Causal) * (spec.heads * scored) as u64;
-            read += (end * cache.width() * cache.data.dtype.bytes()) as u64;
+            read += (end * cache.bytes()) as u64;
         }
         self.count(op, flops, slabs(k)? + slabs(v)?, read);
         Ok(f32s(shape))
@@ -433,6 +433,9 @@ mod tests {
         let attend = Cost { calls: 1, flops: 2 * 21 * 2 * 8, weight_bytes: 0, cache_bytes: 8 * (4 + 4) * 2 };
         assert_eq!(null.counts().ops["attend"], attend);
         assert_eq!(null.counts().total().cache_bytes, 128 + 3 * 4 * 2);
+        let mut k = null.kv_alloc(16, spec.keys(), DType::Q8_0).unwrap();
+        null.kv_write(&mut k, &x, &[5, 6, 7]).unwrap();
+        assert_eq!(null.counts().total().cache_bytes, 128 + 3 * 4 * 2 + 3 * (4 + 2));
         null.reset();
         assert_eq!(null.counts(), Counts::default());
     }

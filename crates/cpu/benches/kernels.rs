@@ -136,7 +136,7 @@ impl Scene {
         let Span { rows, start, .. } = self.spans[0];
         let seen: usize = (0..rows).map(|i| start + i + 1).sum();
         println!(
-            "attend    {what:24} {rows:4} rows at {start:6} {:9.1} us {:7.1} GMAC/s {:7.1} GB/s of cache",
+            "attend    {what:26} {rows:4} rows at {start:6} {:9.1} us {:7.1} GMAC/s {:7.1} GB/s of cache",
             seconds * 1e6,
             (seen * work + (start + rows) * once) as f64 / seconds / 1e9,
             ((start + rows) * bytes) as f64 / seconds / 1e9
@@ -147,27 +147,30 @@ impl Scene {
 /// Caches for several layers, so that each call finds its own in memory and not in the processor.
 const LAYERS: usize = 4;
 
-fn attend(cpu: &Arc<Cpu>, heads: usize, kv_heads: usize, head_dim: usize, rows: usize, depth: usize) {
+/// Types of caches that fast precision has.
+const CACHES: [DType; 2] = [DType::F16, DType::Q8_0];
+
+fn attend(cpu: &Arc<Cpu>, [heads, kv_heads, head_dim]: [usize; 3], rows: usize, depth: usize, dtype: DType) {
     let spec = AttendSpec { heads, kv_heads, head_dim, v_dim: head_dim, scale: 0.088, mask: Mask::Causal };
     let scene = Scene::new(rows, depth, LatentForm::Plain);
-    let caches: Vec<_> = (0..LAYERS)
-        .map(|_| (scene.cache(cpu, spec.keys(), DType::F16), scene.cache(cpu, spec.values(), DType::F16)))
-        .collect();
+    let caches: Vec<_> =
+        (0..LAYERS).map(|_| (scene.cache(cpu, spec.keys(), dtype), scene.cache(cpu, spec.values(), dtype))).collect();
     let q = cpu.tensor(Shape::matrix(rows, heads * head_dim), &numbers(rows * heads * head_dim)).expect("tensor");
     let t = median(9, || {
         for (k, v) in &caches {
             black_box(cpu.attend(&q, KvView::Paged { k, v }, &scene.view(), &spec).expect("attend"));
         }
     }) / LAYERS as f64;
-    let name = format!("{heads}/{kv_heads} heads of {head_dim}");
-    scene.report(&name, t, 2 * heads * head_dim, 0, 2 * 2 * kv_heads * head_dim);
+    let name = format!("{heads}/{kv_heads} heads of {head_dim}, {}", dtype.name());
+    let bytes = spec.keys().bytes(dtype) + spec.values().bytes(dtype);
+    scene.report(&name, t, 2 * heads * head_dim, 0, bytes);
 }
 
-fn attend_latent(cpu: &Arc<Cpu>, heads: usize, form: LatentForm, rows: usize, depth: usize) {
+fn attend_latent(cpu: &Arc<Cpu>, heads: usize, form: LatentForm, rows: usize, depth: usize, dtype: DType) {
     let (rank, nope, rope, v_dim) = (512, 128, 64, 128);
     let spec = LatentSpec { heads, rank, nope, rope, v_dim, scale: 0.07 };
     let scene = Scene::new(rows, depth, form);
-    let caches: Vec<_> = (0..LAYERS).map(|_| scene.cache(cpu, spec.latents(), DType::F16)).collect();
+    let caches: Vec<_> = (0..LAYERS).map(|_| scene.cache(cpu, spec.latents(), dtype)).collect();
     let wk = cpu.upload(&weight(format::Q8_0, heads * rank, nope)).expect("upload");
     let wv = cpu.upload(&weight(format::Q8_0, heads * v_dim, rank)).expect("upload");
     let k = HeadProj { weight: &wk, first_row: 0, head_stride: rank, head_rows: rank, transposed: true };
@@ -184,7 +187,8 @@ fn attend_latent(cpu: &Arc<Cpu>, heads: usize, form: LatentForm, rows: usize, de
         LatentForm::Plain => (heads * (nope + rope + v_dim), projections),
         LatentForm::Absorbed => (heads * (2 * rank + rope), 0),
     };
-    scene.report(&format!("{form:?}, {heads} heads"), t, work, once, 2 * (rank + rope));
+    let name = format!("{form:?}, {heads} heads, {}", dtype.name());
+    scene.report(&name, t, work, once, spec.latents().bytes(dtype));
 }
 
 fn main() {
@@ -232,17 +236,19 @@ fn main() {
         if want("attend") {
             for (heads, kv_heads) in [(12, 2), (32, 8), (32, 32)] {
                 for (rows, depth) in [(1, 512), (1, 4096), (1, 16384), (4, 4096), (512, 0), (512, 3584)] {
-                    attend(&cpu, heads, kv_heads, 128, rows, depth);
+                    CACHES.iter().for_each(|&dtype| attend(&cpu, [heads, kv_heads, 128], rows, depth, dtype));
                 }
             }
         }
         if want("latent") {
-            for (rows, depth) in [(1, 512), (1, 4096), (1, 16384), (4, 4096)] {
-                attend_latent(&cpu, 16, LatentForm::Absorbed, rows, depth);
-            }
-            attend_latent(&cpu, 128, LatentForm::Absorbed, 1, 4096);
-            for (rows, depth) in [(512, 0), (512, 3584)] {
-                attend_latent(&cpu, 16, LatentForm::Plain, rows, depth);
+            for dtype in CACHES {
+                for (rows, depth) in [(1, 512), (1, 4096), (1, 16384), (4, 4096)] {
+                    attend_latent(&cpu, 16, LatentForm::Absorbed, rows, depth, dtype);
+                }
+                attend_latent(&cpu, 128, LatentForm::Absorbed, 1, 4096, dtype);
+                for (rows, depth) in [(512, 0), (512, 3584)] {
+                    attend_latent(&cpu, 16, LatentForm::Plain, rows, depth, dtype);
+                }
             }
         }
     }

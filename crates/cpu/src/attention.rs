@@ -6,7 +6,7 @@ use fathom_core::{AttendSpec, DType, Error, KvView, Mask, Result, Shape, Span, S
 use crate::backend::lock;
 use crate::kernels::attend::{Flash, SPLIT};
 use crate::kernels::grouped::{Attend, Band, Join, band_scratch};
-use crate::kv::{Numbers, Places};
+use crate::kv::{History, Numbers, Places};
 use crate::pool::Grid;
 use crate::{Cpu, DEVICE};
 
@@ -75,7 +75,8 @@ pub(crate) fn numbers<'a>(op: &'static str, t: &'a Tensor) -> Result<Numbers<'a>
     match storage.ok_or(Error::Foreign { op, expected: DEVICE, found: t.buf.device() })?.data() {
         HostData::F32(v) => Ok(Numbers::F32(v)),
         HostData::F16(v) => Ok(Numbers::F16(v)),
-        HostData::U32(_) => Err(Error::Type { op, expected: "f32 or f16", found: t.dtype.name() }),
+        HostData::Q8_0 { q, d } => Ok(Numbers::Q8_0 { q, d }),
+        HostData::U32(_) => Err(Error::Type { op, expected: "f32, f16 or q8_0", found: t.dtype.name() }),
     }
 }
 
@@ -127,6 +128,10 @@ impl Cpu {
         bands.cut_cache(spans.spans, kv_heads, along);
         let most = spans.spans.iter().map(|s| s.rows.min(rows.max(FEW / group))).max().unwrap_or(0);
         self.scratch.reserve(band_scratch(most * group, dim, v_dim));
+        let places = |span: &Span| match paged {
+            true => Places::Paged { table: &spans.tables[span.table..], block: spans.block },
+            false => Places::Run { first: span.row },
+        };
         let band = |span: &Span, row: usize, rows: usize, head: usize| Band {
             q,
             q_width: heads * dim,
@@ -138,12 +143,8 @@ impl Cpu {
             dim,
             v_dim,
             scale,
-            k: (k, spec.keys()),
-            v: (v, spec.values()),
-            places: match paged {
-                true => Places::Paged { table: &spans.tables[span.table..], block: spans.block },
-                false => Places::Run { first: span.row },
-            },
+            k: History { numbers: k, stream: spec.keys(), places: places(span) },
+            v: History { numbers: v, stream: spec.values(), places: places(span) },
             seen: span.start + if causal { row - span.row + 1 } else { span.rows },
             causal,
         };

@@ -8,12 +8,12 @@ use crate::attention::{Bands, numbers};
 use crate::backend::lock;
 use crate::kernels::attend::{Num, SPLIT};
 use crate::kernels::latent::{
-    Absorb, Absorbed, AbsorbedJoin, AttendAbsorbed, Expand, Expansion, HEADS, Latents, PlainBand, Slabs, Spread,
+    Absorb, Absorbed, AbsorbedJoin, AttendAbsorbed, Expand, Expansion, HEADS, PlainBand, Slabs, Spread,
     absorbed_scratch, absorbed_state, expansion, is_plain, plain_scratch,
 };
 use crate::kernels::packed::{Act, Columns, PackedBlock};
 use crate::kernels::rows::ToF16;
-use crate::kv::{Numbers, Places};
+use crate::kv::{History, Numbers, Places};
 use crate::matrix::{Held, Matrix, Wide};
 use crate::pack::{Layout, Packed, ROWS};
 use crate::pool::{Grid, Rect};
@@ -397,7 +397,7 @@ fn slabs<'a, W>(data: &'a [W], p: HeadProj<'_>) -> Slabs<'a, W> {
     Slabs { data, cols: p.weight.cols, first_row: p.first_row, head_stride: p.head_stride }
 }
 
-fn latents<'a, W>(kv: &Latent<'a, W>, spans: &Spans<'a>, span: &Span, spec: &LatentSpec) -> Latents<'a> {
+fn latents<'a, W>(kv: &Latent<'a, W>, spans: &Spans<'a>, span: &Span, spec: &LatentSpec) -> History<'a> {
     let places = Places::Paged { table: &spans.tables[span.table..], block: spans.block };
-    Latents { cache: kv.cache, stream: spec.latents(), places }
+    History { numbers: kv.cache, stream: spec.latents(), places }
 }

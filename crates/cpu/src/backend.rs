@@ -394,13 +394,9 @@ impl Backend for Cpu {
     }
 
     fn kv_alloc(&self, slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache> {
-        if dtype == DType::U32 {
-            return Err(Error::Type { op: "kv_alloc", expected: "f32 or f16", found: dtype.name() });
-        }
-        let shape = Shape::matrix(slots, stream.width());
-        let mut data = self.arena.alloc(Shape::matrix(kv::rows(slots), stream.width()), dtype);
-        data.shape = shape;
-        Ok(KvCache { data, stream })
+        let mut cache = self.arena.cache(kv::rows(slots), stream, dtype)?;
+        cache.data.shape = Shape::matrix(slots, stream.width());
+        Ok(cache)
     }
 
     fn kv_write(&self, cache: &mut KvCache, x: &Tensor, slots: &[u32]) -> Result<()> {
@@ -409,6 +405,7 @@ impl Backend for Cpu {
         match self.cache_mut("kv_write", cache)? {
             HostData::F32(cache) => self.isa.run(kv::Write { stream, x, slots, cache }),
             HostData::F16(cache) => self.isa.run(kv::Write { stream, x, slots, cache }),
+            HostData::Q8_0 { q, d } => self.isa.run(kv::WriteRuns { stream, x, slots, q, d }),
             HostData::U32(_) => unreachable!("invariant: kv_alloc makes no such cache"),
         }
         Ok(())
@@ -420,6 +417,7 @@ impl Backend for Cpu {
         match self.cache_mut("kv_copy", cache)? {
             HostData::F32(v) => kv::copy(stream, v, from, to, count),
             HostData::F16(v) => kv::copy(stream, v, from, to, count),
+            HostData::Q8_0 { q, d } => kv::copy_runs(stream, q, d, from, to, count),
             HostData::U32(_) => unreachable!("invariant: kv_alloc makes no such cache"),
         }
         Ok(())

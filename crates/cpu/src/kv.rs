@@ -2,9 +2,12 @@
 //!
 //! Sixteen slots make a group. Of every head a group holds its keys as `[dim, 16]`, so that a vector is one number of sixteen
 //! positions, and its values as `[16, dim]`: either way a head's part of a group is one piece. Latents are
-//! values of a single head. Who reads a cache asks [`Places`] where something is.
+//! values of a single head. Scales of q8_0 are a stream of their own, as keys lie: `[runs, 16]`, so that a vector is the scales of one
+//! run of sixteen positions. Who reads a cache asks [`History`] for numbers, or [`Places`] where something is.
 
 use fathom_core::KvStream;
+use fathom_core::dtype::RUN;
+use fathom_core::format::q8_0_run;
 use half::f16;
 
 use crate::kernels::attend::Num;
@@ -35,12 +38,18 @@ pub(crate) fn place(stream: KvStream, slot: usize, head: usize) -> (usize, usize
     }
 }
 
-/// Heads of a stream and their width.
-fn heads(stream: KvStream) -> (usize, usize) {
-    match stream {
-        KvStream::Keys { heads, dim } | KvStream::Values { heads, dim } => (heads, dim),
-        KvStream::Latents { width } => (1, width),
-    }
+/// The scales that belong to a stream.
+#[inline(always)]
+fn scales(stream: KvStream) -> KvStream {
+    let (heads, dim) = stream.heads();
+    KvStream::Keys { heads, dim: dim.div_ceil(RUN) }
+}
+
+/// Where the scales begin of the piece of a group that begins at `at`, which is numbers of heads of width `dim`: there is a piece of
+/// scales for each, in the same order.
+#[inline(always)]
+pub(crate) fn scales_at(at: usize, dim: usize) -> usize {
+    at / dim * dim.div_ceil(RUN)
 }
 
 /// Where the rows of a sequence lie: rows of a batch, or slots of a paged cache.
@@ -72,7 +81,7 @@ impl Places<'_> {
     pub(crate) fn at(&self, stream: KvStream, p: usize, head: usize) -> (usize, usize) {
         match *self {
             Places::Run { first } => {
-                let (_, dim) = heads(stream);
+                let (_, dim) = stream.heads();
                 ((first + p) * stream.width() + head * dim, 1)
             }
             Places::Paged { table, block } => place(stream, table[p / block] as usize * block + p % block, head),
@@ -86,24 +95,160 @@ impl Places<'_> {
 pub(crate) enum Numbers<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
+    /// Signed bytes, and the scales of their runs.
+    Q8_0 {
+        q: &'a [u8],
+        d: &'a [f16],
+    },
 }
 
-impl Numbers<'_> {
-    /// `out.len()` numbers from `at` on.
+/// Keys, values or latents of one sequence.
+#[derive(Clone, Copy)]
+pub(crate) struct History<'a> {
+    pub(crate) numbers: Numbers<'a>,
+    pub(crate) stream: KvStream,
+    pub(crate) places: Places<'a>,
+}
+
+impl History<'_> {
+    /// Where head `head` of position `p` begins.
     #[inline(always)]
-    pub(crate) fn widen<S: Simd>(&self, s: S, at: usize, out: &mut [f32]) {
-        match self {
-            Numbers::F32(x) => out.copy_from_slice(&x[at..at + out.len()]),
-            Numbers::F16(x) => widen(s, &x[at..at + out.len()], out),
+    pub(crate) fn at(&self, p: usize, head: usize) -> usize {
+        self.places.at(self.stream, p, head).0
+    }
+
+    /// Values or latents of positions `from..from + n`, widened, in rows `stride` apart, zeros behind each. `from` is a multiple of
+    /// sixteen.
+    #[inline(always)]
+    pub(crate) fn rows<S: Simd>(&self, s: S, from: usize, n: usize, head: usize, stride: usize, out: &mut [f32]) {
+        let (out, (_, dim)) = (&mut out[..n * stride], self.stream.heads());
+        if let Numbers::Q8_0 { q, d } = self.numbers {
+            return s.call(WidenRows { of: *self, q, d, from, head, stride, out });
+        }
+        for (j, row) in out.chunks_exact_mut(stride).enumerate() {
+            let at = self.at(from + j, head);
+            let (row, rest) = row.split_at_mut(dim);
+            match self.numbers {
+                Numbers::F32(x) => row.copy_from_slice(&x[at..at + dim]),
+                Numbers::F16(x) => widen(s, &x[at..at + dim], row),
+                Numbers::Q8_0 { .. } => unreachable!("invariant: taken above"),
+            }
+            rest.fill(0.0);
         }
     }
 
-    /// The number at `at`.
+    /// Keys of positions `from..from + n`, widened, as tiles `[dim, 16]`; what lies behind the last position stays as it was.
+    /// `from` is a multiple of sixteen.
     #[inline(always)]
-    pub(crate) fn get(&self, at: usize) -> f32 {
-        match self {
-            Numbers::F32(x) => x[at],
-            Numbers::F16(x) => x[at].to_f32(),
+    pub(crate) fn tiles<S: Simd>(&self, s: S, from: usize, n: usize, head: usize, out: &mut [f32]) {
+        let (_, dim) = self.stream.heads();
+        for (g, tile) in out.chunks_exact_mut(GROUP * dim).take(n.div_ceil(GROUP)).enumerate() {
+            let first = from + g * GROUP;
+            if self.places.grouped() {
+                let at = self.at(first, head);
+                match self.numbers {
+                    Numbers::F32(x) => tile.copy_from_slice(&x[at..at + tile.len()]),
+                    Numbers::F16(x) => widen(s, &x[at..at + tile.len()], tile),
+                    Numbers::Q8_0 { q, d } => {
+                        s.call(WidenTile { q: &q[at..at + tile.len()], d: &d[scales_at(at, dim)..], out: tile });
+                    }
+                }
+                continue;
+            }
+            for j in 0..GROUP.min(from + n - first) {
+                let (at, step) = self.places.at(self.stream, first + j, head);
+                let (scale, apart) = self.places.at(scales(self.stream), first + j, head);
+                for (i, o) in tile[j..].iter_mut().step_by(GROUP).enumerate() {
+                    *o = match self.numbers {
+                        Numbers::F32(x) => x[at + i * step],
+                        Numbers::F16(x) => x[at + i * step].to_f32(),
+                        Numbers::Q8_0 { q, d } => q[at + i * step].widen() * d[scale + i / RUN * apart].to_f32(),
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// [`History::rows`] in q8_0.
+struct WidenRows<'a> {
+    of: History<'a>,
+    q: &'a [u8],
+    d: &'a [f16],
+    from: usize,
+    head: usize,
+    stride: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for WidenRows<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let WidenRows { of, q, d, from, head, stride, out } = self;
+        let ((_, dim), scales) = (of.stream.heads(), scales(of.stream));
+        for (g, rows) in out.chunks_mut(GROUP * stride).enumerate() {
+            let first = from + g * GROUP;
+            let mut at = [0; GROUP];
+            for (j, row) in rows.chunks_exact_mut(stride).enumerate() {
+                at[j] = of.at(first + j, head);
+                row[dim..].fill(0.0);
+            }
+            for r in 0..dim.div_ceil(RUN) {
+                let mut factors = [0.0; GROUP];
+                if of.places.grouped() {
+                    let at = scales_at(at[0], dim) + r * GROUP;
+                    let d = d[at..at + GROUP].as_array().expect("invariant: a slice of sixteen");
+                    s.store(s.load_f16(d), &mut factors);
+                } else {
+                    for (j, factor) in factors.iter_mut().enumerate().take(rows.len() / stride) {
+                        let (at, step) = of.places.at(scales, first + j, head);
+                        *factor = d[at + r * step].to_f32();
+                    }
+                }
+                let run = r * RUN..dim.min((r + 1) * RUN);
+                for (j, row) in rows.chunks_exact_mut(stride).enumerate() {
+                    let q = &q[at[j] + run.start..at[j] + run.end];
+                    widen_run(s, q, factors[j], &mut row[run.clone()]);
+                }
+            }
+        }
+    }
+}
+
+/// `d · q`, exact: a product of at most eighteen bits.
+#[inline(always)]
+fn widen_run<S: Simd>(s: S, q: &[u8], d: f32, out: &mut [f32]) {
+    let (q16, q_tail) = q.as_chunks::<LANES>();
+    let (o16, o_tail) = out.as_chunks_mut::<LANES>();
+    for (q, o) in q16.iter().zip(o16) {
+        s.store(s.mul(s.load_i8(q), s.splat(d)), o);
+    }
+    for (q, o) in q_tail.iter().zip(o_tail) {
+        *o = q.widen() * d;
+    }
+}
+
+/// A tile of keys in q8_0.
+struct WidenTile<'a> {
+    /// `[dim, 16]`.
+    q: &'a [u8],
+    /// `[runs, 16]`, and maybe more behind.
+    d: &'a [f16],
+    /// `[dim, 16]`.
+    out: &'a mut [f32],
+}
+
+impl Kernel for WidenTile<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let runs = self.q.as_chunks::<GROUP>().0.chunks(RUN).zip(self.d.as_chunks::<GROUP>().0);
+        for ((q, d), out) in runs.zip(self.out.as_chunks_mut::<GROUP>().0.chunks_mut(RUN)) {
+            let d = s.load_f16(d);
+            for (q, o) in q.iter().zip(out) {
+                s.store(s.mul(s.load_i8(q), d), o);
+            }
         }
     }
 }
@@ -150,7 +295,7 @@ impl<E: Narrow> Kernel for Write<'_, E> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (heads, dim) = heads(self.stream);
+        let (heads, dim) = self.stream.heads();
         for (row, &slot) in self.x.chunks_exact(self.stream.width()).zip(self.slots) {
             for (head, x) in row.chunks_exact(dim).enumerate().take(heads) {
                 let (at, step) = place(self.stream, slot as usize, head);
@@ -172,13 +317,48 @@ impl<E: Narrow> Kernel for Write<'_, E> {
     }
 }
 
+/// Writes rows `[slots, width]` to their slots in runs of 32.
+pub(crate) struct WriteRuns<'a> {
+    pub(crate) stream: KvStream,
+    pub(crate) x: &'a [f32],
+    pub(crate) slots: &'a [u32],
+    pub(crate) q: &'a mut [u8],
+    pub(crate) d: &'a mut [f16],
+}
+
+impl Kernel for WriteRuns<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let (heads, dim) = self.stream.heads();
+        for (row, &slot) in self.x.chunks_exact(self.stream.width()).zip(self.slots) {
+            for (head, x) in row.chunks_exact(dim).enumerate().take(heads) {
+                let (at, step) = place(self.stream, slot as usize, head);
+                let (scale, apart) = place(scales(self.stream), slot as usize, head);
+                for (r, x) in x.chunks(RUN).enumerate() {
+                    let mut bytes = [0; RUN];
+                    self.d[scale + r * apart] = q8_0_run(x, &mut bytes[..x.len()]);
+                    let out = self.q[at + r * RUN * step..].iter_mut().step_by(step);
+                    out.zip(&bytes[..x.len()]).for_each(|(o, b)| *o = *b);
+                }
+            }
+        }
+    }
+}
+
+/// Copies `count` slots of q8_0, see [`copy`].
+pub(crate) fn copy_runs(stream: KvStream, q: &mut [u8], d: &mut [f16], from: usize, to: usize, count: usize) {
+    copy(stream, q, from, to, count);
+    copy(scales(stream), d, from, to, count);
+}
+
 /// Copies `count` slots, as if all were read before one is written.
 pub(crate) fn copy<E: Copy>(stream: KvStream, cache: &mut [E], from: usize, to: usize, count: usize) {
     if count == 0 || from == to {
         return;
     }
     let one = |cache: &mut [E], i: usize| {
-        let (heads, dim) = heads(stream);
+        let (heads, dim) = stream.heads();
         for head in 0..heads {
             let ((a, step), (b, _)) = (place(stream, from + i, head), place(stream, to + i, head));
             (0..dim).for_each(|d| cache[b + d * step] = cache[a + d * step]);

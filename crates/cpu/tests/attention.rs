@@ -67,9 +67,14 @@ fn grouped_queries() {
     let mut rng = Rng::new(11, 0);
     for (heads, kv_heads, head_dim, v_dim) in [(6, 1, 24, 40), (7, 1, 16, 16), (4, 4, 32, 32), (16, 2, 48, 64)] {
         let spec = AttendSpec { heads, kv_heads, head_dim, v_dim, scale: 0.2, mask: Mask::Causal };
-        for (len, block, dtype) in
-            [(262, 64, DType::F16), (523, 16, DType::F16), (1300, 24, DType::F16), (540, 8, DType::F32)]
-        {
+        for (len, block, dtype) in [
+            (262, 64, DType::F16),
+            (523, 16, DType::F16),
+            (1300, 24, DType::F16),
+            (540, 8, DType::F32),
+            (540, 64, DType::Q8_0),
+            (279, 24, DType::Q8_0),
+        ] {
             let rows = 60;
             let sequence = Sequence::new(block, len);
             let q = normals(&mut rng, rows * heads * head_dim);
@@ -103,14 +108,20 @@ fn absorbed_queries() {
         let wk = weight(&mut rng, format::Q8_0, heads * rank, 32);
         let wv = weight(&mut rng, format::Q8_0, heads * 16, rank);
         let spec = LatentSpec { nope: 32, ..spec };
-        for (len, block) in [(262, 64), (523, 16), (1300, 24)] {
+        for (len, block, dtype) in [
+            (262, 64, DType::F16),
+            (523, 16, DType::F16),
+            (1300, 24, DType::F16),
+            (523, 64, DType::Q8_0),
+            (279, 24, DType::Q8_0),
+        ] {
             let rows = 10;
             let sequence = Sequence::new(block, len);
             let width = heads * (spec.nope + rope);
             let (q, x) = (normals(&mut rng, rows * width), normals(&mut rng, len * (rank + rope)));
             let mut by_level = std::collections::BTreeMap::new();
             for (name, b) in backends(Precision::Fast) {
-                let cache = sequence.cache(&*b, spec.latents(), DType::F16, &x);
+                let cache = sequence.cache(&*b, spec.latents(), dtype, &x);
                 let (wk, wv) = (b.upload(&wk).unwrap(), b.upload(&wv).unwrap());
                 let k = HeadProj { weight: &wk, first_row: 0, head_stride: rank, head_rows: rank, transposed: true };
                 let v = HeadProj { weight: &wv, first_row: 0, head_stride: 16, head_rows: 16, transposed: false };
@@ -133,11 +144,12 @@ fn what_lies_behind_the_last_position_is_not_seen() {
     let spec = AttendSpec { heads: 6, kv_heads: 1, head_dim: 16, v_dim: 16, scale: 0.2, mask: Mask::Causal };
     let mut rng = Rng::new(13, 0);
     let (q, k, v) = (normals(&mut rng, 96), normals(&mut rng, 300 * 16), normals(&mut rng, 300 * 16));
-    for (name, b) in backends(Precision::Fast) {
+    let types = [DType::F16, DType::Q8_0];
+    for ((name, b), dtype) in backends(Precision::Fast).into_iter().flat_map(|b| types.map(|t| (b.clone(), t))) {
         let run = |junk: f32| {
             let sequence = Sequence::new(64, 277);
             let cache = |stream: KvStream, data: &[f32]| {
-                let mut cache = sequence.cache(&*b, stream, DType::F16, data);
+                let mut cache = sequence.cache(&*b, stream, dtype, data);
                 let slots: Vec<u32> = (277 % 64..64).map(|i| sequence.tables[4] * 64 + i as u32).collect();
                 let x = b.tensor(Shape::matrix(slots.len(), 16), &vec![junk; slots.len() * 16]).unwrap();
                 b.kv_write(&mut cache, &x, &slots).unwrap();
@@ -151,7 +163,50 @@ fn what_lies_behind_the_last_position_is_not_seen() {
         };
         let clean = run(0.0);
         for junk in [f32::NAN, f32::INFINITY, 3.0] {
-            assert!(run(junk) == clean, "{name}: {junk}");
+            assert!(run(junk) == clean, "{name}, {}: {junk}", dtype.name());
+        }
+    }
+}
+
+/// Keys and values reach attention as [`fathom_core::format::Q8_0`] gives them: to the same bits as those numbers in f32.
+#[test]
+fn bytes_with_scales_are_read_as_numbers() {
+    let codec = format::Q8_0.get();
+    let kept = |x: &[f32], dim: usize| -> Vec<f32> {
+        let runs = x.chunks(dim).flat_map(|head| head.chunks(32));
+        let decoded = runs.flat_map(|run| {
+            let (mut block, mut bytes) = ([0.0; 32], [0; 34]);
+            block[..run.len()].copy_from_slice(run);
+            codec.encode_block(&block, &mut bytes);
+            codec.decode_block(&bytes, &mut block);
+            block[..run.len()].to_vec()
+        });
+        decoded.collect()
+    };
+    let mut rng = Rng::new(14, 0);
+    for (heads, kv_heads, head_dim, v_dim) in [(6, 2, 40, 72), (1, 1, 128, 128), (4, 2, 32, 64), (8, 1, 64, 48)] {
+        let spec = AttendSpec { heads, kv_heads, head_dim, v_dim, scale: 0.2, mask: Mask::Causal };
+        for (len, block) in [(530, 64), (290, 24)] {
+            let sequence = Sequence::new(block, len);
+            let q = normals(&mut rng, 9 * heads * head_dim);
+            let (k, v) = (normals(&mut rng, len * kv_heads * head_dim), normals(&mut rng, len * kv_heads * v_dim));
+            let (wide_k, wide_v) = (kept(&k, head_dim), kept(&v, v_dim));
+            for (name, b) in backends(Precision::Fast) {
+                for rows in [9, 1] {
+                    let run = |dtype, k: &[f32], v: &[f32]| {
+                        let k = sequence.cache(&*b, spec.keys(), dtype, k);
+                        let v = sequence.cache(&*b, spec.values(), dtype, v);
+                        sequence.last(rows, rows, |spans, _, n| {
+                            let q = b.tensor(Shape::matrix(n, heads * head_dim), &q[..n * heads * head_dim]).unwrap();
+                            read(&*b, &b.attend(&q, KvView::Paged { k: &k, v: &v }, spans, &spec).unwrap())
+                        })
+                    };
+                    assert!(
+                        run(DType::Q8_0, &k, &v) == run(DType::F32, &wide_k, &wide_v),
+                        "{name}, {heads}/{kv_heads} of {head_dim}/{v_dim}, {len} positions, {rows} rows"
+                    );
+                }
+            }
         }
     }
 }

@@ -166,7 +166,8 @@ fn side_by_side(decoder: &Decoder, prompts: &[&Prompt], form: LatentForm, kv: DT
 
 /// The laws, on every golden of a directory and every backend of both precisions.
 fn laws(dir: &Path) {
-    for (precision, kv) in [(Precision::Exact, DType::F32), (Precision::Fast, DType::F16)] {
+    let types = [(Precision::Exact, DType::F32), (Precision::Fast, DType::F16), (Precision::Fast, DType::Q8_0)];
+    for (precision, kv) in types {
         for (device, backend) in backends(precision) {
             for g in goldens(dir) {
                 let decoder = load(&g, &backend);
@@ -174,7 +175,7 @@ fn laws(dir: &Path) {
                 by_length.sort_by_key(|p| p.ids.len());
                 for &form in forms(&decoder) {
                     let whole = |p: &Prompt| in_pieces(&decoder, &p.ids, &[p.ids.len()], form, kv);
-                    let what = format!("{} on {device}, {precision:?}, {form:?}", g.name);
+                    let what = format!("{} on {device}, {precision:?}, {form:?}, {}", g.name, kv.name());
                     let p = by_length.last().unwrap();
                     let n = p.ids.len();
                     let expected = whole(p);
@@ -283,5 +284,24 @@ fn fast_precision_stays_near() {
 fn fast_precision_stays_near_on_shared_fixtures() {
     if let Some(dir) = shared() {
         fast(&dir);
+    }
+}
+
+/// A cache of 8 bits alone moves the logits by less than fast precision may.
+#[test]
+fn a_cache_of_eight_bits_stays_near() {
+    let options = CpuOptions { precision: Precision::Exact, ..CpuOptions::default() };
+    let backend: Arc<dyn Backend> = Cpu::new(options).unwrap();
+    for g in goldens(&testdata()) {
+        let decoder = load(&g, &backend);
+        let mut moved = Difference::default();
+        for p in &g.prompts {
+            let mut chosen = Recorder::default();
+            let exact = whole(&decoder, &p.ids, DType::F32, &mut chosen);
+            let mut probe = Recorder { force: chosen.routes, ..Recorder::default() };
+            moved.and(Difference::of(&whole(&decoder, &p.ids, DType::Q8_0, &mut probe), &exact, decoder.spec.vocab));
+        }
+        println!("{:52} rms {:.4} kl {:.1e} top-1 {:.3}", g.name, moved.rms_rel(), moved.kl(), moved.top1());
+        assert!(moved.rms_rel() <= 0.03, "{}: rms rel {:.4}", g.name, moved.rms_rel());
     }
 }

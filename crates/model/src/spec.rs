@@ -209,9 +209,9 @@ pub fn kv_streams(mixer: &Mixer) -> Vec<KvStream> {
     }
 }
 
-/// Numbers that a layer's cache holds per token.
-pub fn kv_width(mixer: &Mixer) -> usize {
-    kv_streams(mixer).into_iter().map(KvStream::width).sum()
+/// Bytes that a layer's cache takes per token.
+pub fn kv_bytes(mixer: &Mixer, dtype: DType) -> usize {
+    kv_streams(mixer).into_iter().map(|s| s.bytes(dtype)).sum()
 }
 
 /// Parameters of a part of a model: stored, and read for one token.
@@ -271,7 +271,7 @@ impl ModelSpec {
 
     /// Bytes of cache that one token takes in all layers of the main model.
     pub fn kv_bytes_per_token(&self, dtype: DType) -> usize {
-        self.layers.iter().map(|l| kv_width(&l.mixer)).sum::<usize>() * dtype.bytes()
+        self.layers.iter().map(|l| kv_bytes(&l.mixer, dtype)).sum()
     }
 }
 
@@ -295,6 +295,7 @@ mod tests {
         assert_eq!(format!("{:.1}", p.touched as f64 / 1e9), "36.6");
         assert_eq!(spec.rope.yarn_range(), Some((10.0, 23.0)));
         assert_eq!(spec.kv_bytes_per_token(DType::F16), 70_272);
+        assert_eq!(spec.kv_bytes_per_token(DType::Q8_0), 61 * (576 + 2 * 18));
         let Mixer::Mla { scale, .. } = spec.layers[0].mixer else { panic!("latent attention") };
         assert!((scale - 0.1352338).abs() < 1e-7, "{scale}");
         assert_eq!(spec.rope.freqs().factor, 1.0);

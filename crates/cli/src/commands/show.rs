@@ -107,6 +107,7 @@ fn facts(model: &Model, args: &Args) -> (Value, Vec<Error>) {
         "cache_bytes_per_token": {
             "f16": spec.kv_bytes_per_token(DType::F16),
             "f32": spec.kv_bytes_per_token(DType::F32),
+            "q8_0": spec.kv_bytes_per_token(DType::Q8_0),
         },
         "memory": {
             "context": context,

@@ -19,7 +19,7 @@ fn help_teaches() {
 #[test]
 fn a_wrong_command_line_is_status_2() {
     fathom(&["frobnicate"]).fails(2, &["frobnicate"]);
-    fathom(&["show", "--kv-type", "f8", "x"]).fails(2, &["f8", "f16, f32"]);
+    fathom(&["show", "--kv-type", "f8", "x"]).fails(2, &["f8", "f16, f32, q8_0"]);
     fathom(&["show", "--context", "0", "x"]).fails(2, &["--context"]);
 }
 

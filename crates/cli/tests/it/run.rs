@@ -137,6 +137,7 @@ fn every_backend_says_the_same_in_exact_precision() {
     assert_eq!(greedy(&[]), reference);
     assert_eq!(greedy(&["--isa", "portable", "--threads", "1"]), reference);
     assert_eq!(greedy(&["--context", "100", "--kv-type", "f32", "--memory", "1G"]), reference);
+    assert!(greedy(&["--kv-type", "q8_0"]).as_str().is_some_and(|text| !text.is_empty()));
 }
 
 #[test]

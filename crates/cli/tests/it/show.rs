@@ -21,6 +21,7 @@ fn the_published_r1_comes_out_as_published() {
     assert_eq!(json["parameters"], 671_026_419_200_u64);
     assert_eq!(json["rope"]["correction_range"], serde_json::json!([10.0, 23.0]));
     assert_eq!(json["cache_bytes_per_token"]["f16"], 70_272);
+    assert_eq!(json["cache_bytes_per_token"]["q8_0"], 37_332);
     assert!((json["softmax_scale"].as_f64().unwrap() - 0.135_233_8).abs() < 1e-7);
     assert_eq!(json["memory"]["cache_bytes"], 140_544_u64 * 32_768);
     assert_eq!(json["memory"]["weights_bytes"], serde_json::Value::Null);

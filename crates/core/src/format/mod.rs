@@ -40,7 +40,7 @@ pub use q5_0::Q5_0;
 pub use q5_1::Q5_1;
 pub use q5_k::Q5_K;
 pub use q6_k::Q6_K;
-pub use q8_0::Q8_0;
+pub use q8_0::{Q8_0, q8_0_run};
 
 /// All known formats. The one place to add a line.
 static FORMATS: &[&dyn BlockFormat] = &[
@@ -161,6 +161,7 @@ fn range(x: &[f32]) -> (f32, f32) {
 }
 
 /// 1 / d, and 0 for a block of zeros.
+#[inline(always)]
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }

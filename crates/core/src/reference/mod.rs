@@ -20,11 +20,12 @@ use std::sync::Arc;
 use half::f16;
 
 use crate::backend::Outputs;
+use crate::dtype::RUN;
 use crate::host::{HostArena, HostData, HostStorage};
 use crate::{
     AttendSpec, Backend, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvStream, KvView,
     LatentSpec, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape,
-    Span, Spans, Tensor, Weight, check,
+    Span, Spans, Tensor, Weight, check, format,
 };
 
 const DEVICE: &str = "reference";
@@ -90,9 +91,16 @@ impl Reference {
         Ok(widen(&self.weight(op, w)?.decode()))
     }
 
-    /// Rows of `x: [rows, width]`, in f32 or f16, for positions `0..end` of a span's sequence, where `row(p)` is the
-    /// row of position p.
-    fn gather(&self, op: &'static str, x: &Tensor, end: usize, row: impl Fn(usize) -> usize) -> Result<Vec<f64>> {
+    /// Rows of `x: [rows, heads × dim]`, in f32 or as a cache holds them, for positions `0..end` of a span's sequence, where
+    /// `row(p)` is the row of position p.
+    fn gather(
+        &self,
+        op: &'static str,
+        x: &Tensor,
+        dim: usize,
+        end: usize,
+        row: impl Fn(usize) -> usize,
+    ) -> Result<Vec<f64>> {
         let width = x.cols();
         let storage = x.buf.get::<HostStorage>().filter(|_| x.buf.device() == DEVICE);
         let storage = storage.ok_or(Error::Foreign { op, expected: DEVICE, found: x.buf.device() })?;
@@ -102,7 +110,16 @@ impl Reference {
             match storage.data() {
                 HostData::F32(v) => out.extend(v[at].iter().map(|&x| f64::from(x))),
                 HostData::F16(v) => out.extend(v[at].iter().map(|x| x.to_f64())),
-                HostData::U32(_) => return Err(Error::Type { op, expected: "f32 or f16", found: x.dtype.name() }),
+                HostData::Q8_0 { q, d } => {
+                    let runs = dim.div_ceil(RUN);
+                    for (h, q) in q[at].chunks_exact(dim).enumerate() {
+                        let d = &d[(row(p) * (width / dim) + h) * runs..][..runs];
+                        out.extend(q.iter().enumerate().map(|(i, &q)| d[i / RUN].to_f64() * f64::from(q as i8)));
+                    }
+                }
+                HostData::U32(_) => {
+                    return Err(Error::Type { op, expected: "f32, f16 or q8_0", found: x.dtype.name() });
+                }
             }
         }
         Ok(out)
@@ -110,7 +127,7 @@ impl Reference {
 
     /// The cache rows of a span's sequence, up to and with the span's last row.
     fn history(&self, op: &'static str, cache: &KvCache, spans: &Spans<'_>, span: &Span) -> Result<Vec<f64>> {
-        self.gather(op, &cache.data, span.start + span.rows, |p| spans.slot(span, p))
+        self.gather(op, &cache.data, cache.stream.heads().1, span.start + span.rows, |p| spans.slot(span, p))
     }
 
     fn cache_mut<'a>(&self, op: &'static str, cache: &'a mut KvCache) -> Result<&'a mut HostData> {
@@ -221,15 +238,12 @@ impl Backend for Reference {
     }
 
     fn kv_alloc(&self, slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache> {
-        if dtype == DType::U32 {
-            return Err(Error::Type { op: "kv_alloc", expected: "f32 or f16", found: dtype.name() });
-        }
-        Ok(KvCache { data: self.arena.alloc(Shape::matrix(slots, stream.width()), dtype), stream })
+        self.arena.cache(slots, stream, dtype)
     }
 
     fn kv_write(&self, cache: &mut KvCache, x: &Tensor, slots: &[u32]) -> Result<()> {
         check::kv_write(cache, x, slots)?;
-        let width = cache.width();
+        let (width, (heads, dim)) = (cache.width(), cache.stream.heads());
         let xs = self.arena.f32s("kv_write", x)?;
         let data = self.cache_mut("kv_write", cache)?;
         for (row, &slot) in xs.chunks_exact(width).zip(slots) {
@@ -237,6 +251,12 @@ impl Backend for Reference {
             match data {
                 HostData::F32(v) => v[at].copy_from_slice(row),
                 HostData::F16(v) => v[at].iter_mut().zip(row).for_each(|(o, &x)| *o = f16::from_f32(x)),
+                HostData::Q8_0 { q, d } => {
+                    let scales = &mut d[slot as usize * heads * dim.div_ceil(RUN)..];
+                    let each = q[at].chunks_exact_mut(dim).zip(row.chunks_exact(dim));
+                    let runs = each.flat_map(|(q, x)| q.chunks_mut(RUN).zip(x.chunks(RUN)));
+                    runs.zip(scales).for_each(|((q, x), d)| *d = format::q8_0_run(x, q));
+                }
                 HostData::U32(_) => unreachable!("invariant: kv_alloc makes no such cache"),
             }
         }
@@ -245,11 +265,16 @@ impl Backend for Reference {
 
     fn kv_copy(&self, cache: &mut KvCache, from: usize, to: usize, count: usize) -> Result<()> {
         check::kv_copy(cache, from, to, count)?;
-        let width = cache.width();
+        let (width, (heads, dim)) = (cache.width(), cache.stream.heads());
         let source = from * width..(from + count) * width;
         match self.cache_mut("kv_copy", cache)? {
             HostData::F32(v) => v.copy_within(source, to * width),
             HostData::F16(v) => v.copy_within(source, to * width),
+            HostData::Q8_0 { q, d } => {
+                let scales = heads * dim.div_ceil(RUN);
+                q.copy_within(source, to * width);
+                d.copy_within(from * scales..(from + count) * scales, to * scales);
+            }
             HostData::U32(_) => unreachable!("invariant: kv_alloc makes no such cache"),
         }
         Ok(())
@@ -263,7 +288,8 @@ impl Backend for Reference {
         for span in spans.spans {
             let (k, v) = match kv {
                 KvView::Fresh { k, v } => {
-                    (self.gather(op, k, span.rows, |p| span.row + p)?, self.gather(op, v, span.rows, |p| span.row + p)?)
+                    let rows = |x, dim| self.gather(op, x, dim, span.rows, |p| span.row + p);
+                    (rows(k, spec.head_dim)?, rows(v, spec.v_dim)?)
                 }
                 KvView::Paged { k, v } => (self.history(op, k, spans, span)?, self.history(op, v, spans, span)?),
             };

@@ -9,10 +9,11 @@
 //! added up across lanes. Every score is one chain of products along the head, every value one along the positions: how
 //! many queries or tiles a loop holds in registers changes speed and no bit.
 
+use fathom_core::dtype::RUN;
 use half::f16;
 
 use super::tile::{LINE, MOST, Mix, STRETCH, Tiled, by_queries, dots, tile_of};
-use crate::kv::GROUP;
+use crate::kv::{GROUP, scales_at};
 use crate::simd::{LANES, Simd};
 
 /// Positions per block.
@@ -22,6 +23,8 @@ pub(crate) const TILES: usize = SPLIT / GROUP;
 
 /// Element of a cache.
 pub(crate) trait Num: Copy + Send + Sync {
+    /// Whether what is loaded is still to be multiplied with a scale.
+    const SCALED: bool = false;
     /// Sixteen of them, widened.
     fn load<S: Simd>(s: S, x: &[Self; 16]) -> S::F;
     /// One, widened.
@@ -50,6 +53,19 @@ impl Num for f16 {
     }
 }
 
+/// Signed bytes of q8_0.
+impl Num for u8 {
+    const SCALED: bool = true;
+    #[inline(always)]
+    fn load<S: Simd>(s: S, x: &[u8; 16]) -> S::F {
+        s.load_i8(x)
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self as i8)
+    }
+}
+
 /// At most 16 numbers from `x[at]` on, zeros behind them.
 #[inline(always)]
 pub(crate) fn load_at<S: Simd, E: Num>(s: S, x: &[E], at: usize, n: usize) -> S::F {
@@ -73,6 +89,9 @@ pub(crate) struct Block<'a, E> {
     pub(crate) values: &'a [E],
     pub(crate) values_at: &'a [usize; TILES],
     pub(crate) stride: usize,
+    /// Scales of keys and of values, if they have any, where [`scales_at`] says.
+    pub(crate) key_scales: &'a [f16],
+    pub(crate) value_scales: &'a [f16],
     /// Positions.
     pub(crate) len: usize,
     /// Whether it comes from memory, and is read once.
@@ -93,7 +112,8 @@ impl<'a> Block<'a, f32> {
         stride: usize,
         len: usize,
     ) -> Self {
-        Block { keys, keys_at, values, values_at, stride, len, ahead: false, next: &[], tile: 0 }
+        let (key_scales, value_scales, next) = (&[][..], &[][..], &[][..]);
+        Block { keys, keys_at, values, values_at, stride, key_scales, value_scales, len, ahead: false, next, tile: 0 }
     }
 }
 
@@ -311,8 +331,13 @@ fn score_tiles<S: Simd, E: Num, const T: usize, const P: usize>(
     scores: &mut [Scores; T],
 ) -> usize {
     let mut keys = [&[] as &[[E; LANES]]; P];
+    let mut scales = [&[] as &[[f16; LANES]]; P];
     for p in 0..P {
         keys[p] = block.keys[block.keys_at[g + p]..][..q.len() * LANES].as_chunks().0;
+        if E::SCALED {
+            let at = scales_at(block.keys_at[g + p], q.len());
+            scales[p] = block.key_scales[at..][..q.len().div_ceil(RUN) * LANES].as_chunks().0;
+        }
     }
     // What is wanted next: keys two tiles on, and the values of these positions.
     let mut ahead = [[&[] as &[[E; LANES]]; P]; 2];
@@ -324,7 +349,7 @@ fn score_tiles<S: Simd, E: Num, const T: usize, const P: usize>(
             ahead[1][p] = block.values.get(block.values_at[g + p]..).unwrap_or_default().as_chunks().0;
         }
     }
-    let acc = dots::<S, E, T, P>(s, q, keys, ahead);
+    let acc = dots::<S, E, T, P>(s, q, keys, scales, ahead);
     for t in 0..T {
         for p in 0..P {
             let out = &mut scores[t][(g + p) * LANES..(g + p + 1) * LANES];

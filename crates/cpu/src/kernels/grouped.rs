@@ -1,10 +1,10 @@
 //! Grouped-query attention: query heads that share one key and value head, for a band of rows of one span.
 
-use fathom_core::KvStream;
+use half::f16;
 
-use super::attend::{Block, Flash, SPLIT, TILES, merge};
+use super::attend::{Block, Flash, Num, SPLIT, TILES, merge};
 use super::tile::{MOST, pack_queries};
-use crate::kv::{GROUP, Numbers, Places};
+use crate::kv::{GROUP, History, Numbers};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -26,10 +26,9 @@ pub(crate) struct Band<'a> {
     pub(crate) v_dim: usize,
     /// Factor on the scores.
     pub(crate) scale: f32,
-    /// Keys and values of all positions, and where they lie.
-    pub(crate) k: (Numbers<'a>, KvStream),
-    pub(crate) v: (Numbers<'a>, KvStream),
-    pub(crate) places: Places<'a>,
+    /// Keys and values of all positions, at the same places.
+    pub(crate) k: History<'a>,
+    pub(crate) v: History<'a>,
     /// Positions that the band's first row sees.
     pub(crate) seen: usize,
     /// Whether each row after the first sees one more.
@@ -63,77 +62,68 @@ impl Band<'_> {
         let (seen, group, causal) = (self.seen, self.group, self.causal);
         let len = SPLIT.min(self.end() - from);
         let sees = |i: usize| if causal { (seen + i / group).saturating_sub(from) } else { len };
-        let (mut keys_at, mut values_at) = ([0; TILES], [0; TILES]);
         // One tile of queries widens as it goes; more share the work.
-        let few = self.places.grouped() && self.rows * group <= MOST && self.v_dim.is_multiple_of(LANES);
-        if let (true, Numbers::F16(keys), Numbers::F16(values)) = (few, self.k.0, self.v.0) {
-            let keys_from = |from: usize, at: &mut [usize; TILES]| {
-                let n = self.end().saturating_sub(from).min(SPLIT).div_ceil(GROUP);
-                for g in 0..n {
-                    at[g] = self.places.at(self.k.1, from + g * GROUP, self.head).0;
+        let few = self.k.places.grouped() && self.rows * group <= MOST && self.v_dim.is_multiple_of(LANES);
+        match (few, self.k.numbers, self.v.numbers) {
+            (true, Numbers::F16(keys), Numbers::F16(values)) => {
+                self.stored(s, flash, (keys, &[]), (values, &[]), from, until, sees);
+            }
+            (true, Numbers::Q8_0 { q: keys, d: k }, Numbers::Q8_0 { q: values, d: v }) => {
+                self.stored(s, flash, (keys, k), (values, v), from, until, sees);
+            }
+            _ => {
+                let padded = self.v_dim.next_multiple_of(LANES);
+                let (keys, values) = wide[..SPLIT * (self.dim + padded)].split_at_mut(SPLIT * self.dim);
+                self.k.tiles(s, from, len, self.head, keys);
+                self.v.rows(s, from, len, self.head, padded, values);
+                let (mut keys_at, mut values_at) = ([0; TILES], [0; TILES]);
+                for g in 0..TILES {
+                    (keys_at[g], values_at[g]) = (g * GROUP * self.dim, g * GROUP * padded);
                 }
-                n
-            };
-            for g in 0..keys_from(from, &mut keys_at) {
-                values_at[g] = self.places.at(self.v.1, from + g * GROUP, self.head).0;
-            }
-            let mut next = [0; TILES];
-            let soon = if from + SPLIT < until { keys_from(from + SPLIT, &mut next) } else { 0 };
-            let block = Block {
-                keys,
-                keys_at: &keys_at,
-                values,
-                values_at: &values_at,
-                stride: self.v_dim,
-                len,
-                ahead: true,
-                next: &next[..soon],
-                tile: self.dim * GROUP,
-            };
-            flash.block(s, block, sees);
-        } else {
-            let padded = self.v_dim.next_multiple_of(LANES);
-            let (keys, values) = wide[..SPLIT * (self.dim + padded)].split_at_mut(SPLIT * self.dim);
-            self.widen_keys(s, from, len, keys);
-            self.widen_values(s, from, len, padded, values);
-            for g in 0..TILES {
-                (keys_at[g], values_at[g]) = (g * GROUP * self.dim, g * GROUP * padded);
-            }
-            flash.block(s, Block::wide(keys, &keys_at, values, &values_at, padded, len), sees);
-        }
-    }
-
-    /// Tiles of keys of positions `from..from + len`; what lies behind the last position stays as it was, and no query sees
-    /// it.
-    #[inline(always)]
-    fn widen_keys<S: Simd>(&self, s: S, from: usize, len: usize, out: &mut [f32]) {
-        let (dim, head, (data, stream)) = (self.dim, self.head, self.k);
-        for (g, tile) in out.chunks_exact_mut(GROUP * dim).take(len.div_ceil(GROUP)).enumerate() {
-            let first = from + g * GROUP;
-            if self.places.grouped() {
-                let at = self.places.at(stream, first, head).0;
-                data.widen(s, at, tile);
-                continue;
-            }
-            for j in 0..GROUP.min(from + len - first) {
-                let (at, step) = self.places.at(stream, first + j, head);
-                for (d, o) in tile[j..].iter_mut().step_by(GROUP).enumerate() {
-                    *o = data.get(at + d * step);
-                }
+                flash.block(s, Block::wide(keys, &keys_at, values, &values_at, padded, len), sees);
             }
         }
     }
 
-    /// Values of positions `from..from + len`, in rows of whole vectors.
+    /// [`Band::block`] of numbers as they are stored, each with scales if they have any.
     #[inline(always)]
-    fn widen_values<S: Simd>(&self, s: S, from: usize, len: usize, padded: usize, out: &mut [f32]) {
-        let (data, stream) = self.v;
-        for (j, row) in out.chunks_exact_mut(padded).take(len).enumerate() {
-            let at = self.places.at(stream, from + j, self.head).0;
-            let (row, rest) = row.split_at_mut(self.v_dim);
-            data.widen(s, at, row);
-            rest.fill(0.0);
+    #[allow(clippy::too_many_arguments)]
+    fn stored<S: Simd, E: Num>(
+        &self,
+        s: S,
+        flash: &mut Flash<'_>,
+        (keys, key_scales): (&[E], &[f16]),
+        (values, value_scales): (&[E], &[f16]),
+        from: usize,
+        until: usize,
+        sees: impl Fn(usize) -> usize,
+    ) {
+        let keys_from = |from: usize, at: &mut [usize; TILES]| {
+            let n = self.end().saturating_sub(from).min(SPLIT).div_ceil(GROUP);
+            for g in 0..n {
+                at[g] = self.k.at(from + g * GROUP, self.head);
+            }
+            n
+        };
+        let (mut keys_at, mut values_at, mut next) = ([0; TILES], [0; TILES], [0; TILES]);
+        for g in 0..keys_from(from, &mut keys_at) {
+            values_at[g] = self.v.at(from + g * GROUP, self.head);
         }
+        let soon = if from + SPLIT < until { keys_from(from + SPLIT, &mut next) } else { 0 };
+        let block = Block {
+            keys,
+            keys_at: &keys_at,
+            values,
+            values_at: &values_at,
+            stride: self.v_dim,
+            key_scales,
+            value_scales,
+            len: SPLIT.min(self.end() - from),
+            ahead: true,
+            next: &next[..soon],
+            tile: self.dim * GROUP,
+        };
+        flash.block(s, block, sees);
     }
 }
 

@@ -7,11 +7,11 @@
 //! Plain, for many rows: keys and values of one head are expanded from the latent, one block of positions at a time, for all
 //! rows together ([`PlainBand`]).
 
-use fathom_core::{KvStream, LatentForm, LatentSpec};
+use fathom_core::{LatentForm, LatentSpec};
 
 use super::attend::{Block, Flash, Num, SPLIT, TILES, load_at};
 use super::tile::{RowsByTile, pack_queries, tile_of, turn, widen};
-use crate::kv::{GROUP, Numbers, Places};
+use crate::kv::{GROUP, History};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -19,28 +19,6 @@ use crate::simd::{Kernel, LANES, Simd};
 const CHUNK: usize = 32;
 /// Heads in a vector.
 pub(crate) const HEADS: usize = LANES;
-
-/// The latents of a cache, and the sequence's places in it.
-#[derive(Clone, Copy)]
-pub(crate) struct Latents<'a> {
-    pub(crate) cache: Numbers<'a>,
-    pub(crate) stream: KvStream,
-    pub(crate) places: Places<'a>,
-}
-
-impl Latents<'_> {
-    /// Rows of positions `from..from + n`, widened, `stride` numbers apart, zeros behind each.
-    #[inline(always)]
-    fn widen<S: Simd>(&self, s: S, from: usize, n: usize, stride: usize, out: &mut [f32]) {
-        let width = self.stream.width();
-        for (j, row) in out.chunks_exact_mut(stride).take(n).enumerate() {
-            let at = self.places.at(self.stream, from + j, 0).0;
-            let (row, rest) = row.split_at_mut(width);
-            self.cache.widen(s, at, row);
-            rest.fill(0.0);
-        }
-    }
-}
 
 /// Sixteen heads of one row in absorbed form.
 #[derive(Clone, Copy)]
@@ -56,7 +34,7 @@ struct Unit {
 pub(crate) struct Absorbed<'a> {
     /// `[tokens, heads × (rank + rope)]`.
     pub(crate) q: &'a [f32],
-    pub(crate) latents: Latents<'a>,
+    pub(crate) latents: History<'a>,
     pub(crate) spec: &'a LatentSpec,
     /// Rows of the batch: the first, and how many.
     pub(crate) row: usize,
@@ -125,7 +103,7 @@ impl Absorbed<'_> {
         }
         let end = (self.seen + self.rows - 1).min(from + SPLIT);
         for first in (from..end).step_by(CHUNK) {
-            self.latents.widen(s, first, CHUNK.min(end - first), stride, wide);
+            self.latents.rows(s, first, CHUNK.min(end - first), 0, stride, wide);
             let all = self.units().zip(turned.chunks_exact(dim * HEADS)).zip(states.chunks_exact_mut(each));
             for ((u, q), state) in all {
                 let n = (self.seen + u.row - self.row).saturating_sub(first).min(CHUNK);
@@ -396,7 +374,7 @@ impl<W: Num> Kernel for Spread<'_, W> {
 pub(crate) struct PlainBand<'a> {
     /// `[tokens, heads × (nope + rope)]`.
     pub(crate) q: &'a [f32],
-    pub(crate) latents: Latents<'a>,
+    pub(crate) latents: History<'a>,
     pub(crate) heads: Expansion<'a>,
     pub(crate) spec: &'a LatentSpec,
     /// Positions that the band's first row sees.
@@ -441,7 +419,7 @@ impl Kernel for PlainBand<'_> {
             let len = SPLIT.min(end - from);
             for first in (0..len).step_by(CHUNK) {
                 let n = CHUNK.min(len - first);
-                self.latents.widen(s, from + first, n, stride, wide);
+                self.latents.rows(s, from + first, n, 0, stride, wide);
                 for g in (0..n).step_by(GROUP) {
                     let (rows, n) = (&wide[g * stride..], GROUP.min(n - g));
                     let tile = keys[(first + g) * dim..][..GROUP * dim].as_chunks_mut::<GROUP>().0;

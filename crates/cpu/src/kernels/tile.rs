@@ -5,8 +5,11 @@
 
 use std::marker::PhantomData;
 
+use fathom_core::dtype::RUN;
+use half::f16;
+
 use super::attend::{Block, Num, SPLIT, Scores};
-use crate::kv::GROUP;
+use crate::kv::{GROUP, scales_at};
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Most queries of a register tile.
@@ -112,12 +115,13 @@ pub(crate) fn widen<S: Simd, E: Num>(s: S, x: &[E], out: &mut [f32]) {
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// `Σ_d q[d][t] · tiles[p][d]`, one d after the other.
+/// `Σ_d q[d][t] · tiles[p][d]`, one d after the other, times `scales[p][d / 32]` if elements have scales.
 #[inline(always)]
 pub(crate) fn dots<S: Simd, E: Num, const T: usize, const P: usize>(
     s: S,
     q: &[[f32; T]],
     tiles: [&[[E; LANES]]; P],
+    scales: [&[[f16; LANES]]; P],
     ahead: [[&[[E; LANES]]; P]; 2],
 ) -> [[S::F; P]; T] {
     let mut acc = [[s.zero(); P]; T];
@@ -126,6 +130,7 @@ pub(crate) fn dots<S: Simd, E: Num, const T: usize, const P: usize>(
     for p in 0..P {
         rows[p] = &tiles[p][..dim];
     }
+    let mut scale = [s.zero(); P];
     for d in 0..dim {
         // Tiles are too short and too far apart for processors to read ahead by themselves.
         if d.is_multiple_of(LINE / size_of::<[E; LANES]>()) {
@@ -138,9 +143,17 @@ pub(crate) fn dots<S: Simd, E: Num, const T: usize, const P: usize>(
                 }
             }
         }
+        if E::SCALED && d.is_multiple_of(RUN) {
+            for p in 0..P {
+                scale[p] = s.load_f16(&scales[p][d / RUN]);
+            }
+        }
         let mut k = [s.zero(); P];
         for p in 0..P {
             k[p] = E::load(s, &rows[p][d]);
+            if E::SCALED {
+                k[p] = s.mul(k[p], scale[p]);
+            }
         }
         let q = &q[d];
         for t in 0..T {
@@ -323,12 +336,25 @@ fn mix_tile<S: Simd, E: Num, const T: usize, const C: usize>(
         for t in 0..T {
             w[t] = weights[t][first..first + GROUP].as_array().expect("invariant: a group of weights");
         }
+        // A scale for every row and vector: a run is two of these.
+        let mut scales = [[0.0; GROUP]; C];
+        if E::SCALED {
+            let at = scales_at(block.values_at[first / GROUP], block.stride);
+            for i in 0..C {
+                let at = at + (c / LANES + i) / (RUN / LANES) * GROUP;
+                let d = block.value_scales[at..at + GROUP].as_array().expect("invariant: a slice of sixteen");
+                s.store(s.load_f16(d), &mut scales[i]);
+            }
+        }
         let rows = block.values[block.values_at[first / GROUP]..].chunks_exact(block.stride);
         for (j, row) in rows.take(GROUP.min(to - first)).enumerate() {
             let row = &row[c..c + C * LANES].as_chunks::<LANES>().0[..C];
             let mut x = [s.zero(); C];
             for i in 0..C {
                 x[i] = E::load(s, &row[i]);
+                if E::SCALED {
+                    x[i] = s.mul(x[i], s.splat(scales[i][j]));
+                }
             }
             for t in 0..T {
                 let w = s.splat(w[t][j]);

@@ -88,7 +88,7 @@ pub(super) fn cases(s: &mut Suite) {
             [(1, 1, 8, 8), (4, 2, 16, 16), (7, 1, 24, 8), (12, 3, 40, 40), (2, 2, 64, 128), (4, 1, 128, 128)]
         {
             let spec = gqa(heads, kv_heads, head_dim, v_dim);
-            for (block, dtype) in [(64, DType::F32), (16, DType::F16)] {
+            for (block, dtype) in [(64, DType::F32), (16, DType::F16), (16, DType::Q8_0)] {
                 let scene = Scene::new(&mut rng, block, parts, LatentForm::Plain);
                 let q = normals(&mut rng, scene.rows * heads * head_dim);
                 let k = histories(&mut rng, &scene, kv_heads * head_dim);
@@ -106,6 +106,7 @@ pub(super) fn cases(s: &mut Suite) {
     sharp(s, &mut rng);
     fresh(s, &mut rng);
     copies(s, &mut rng);
+    rounded(s, &mut rng);
     latent(s, &mut rng);
 }
 
@@ -146,8 +147,8 @@ fn fresh(s: &mut Suite, rng: &mut Rng) {
 fn copies(s: &mut Suite, rng: &mut Rng) {
     let spec = gqa(2, 1, 16, 16);
     let q = normals(rng, 32);
-    for dtype in [DType::F32, DType::F16] {
-        let scene = Scene::new(rng, 8, &[(20, 1, 21)], LatentForm::Plain);
+    for (dtype, block) in [(DType::F32, 8), (DType::F16, 8), (DType::Q8_0, 8), (DType::Q8_0, 16)] {
+        let scene = Scene::new(rng, block, &[(20, 1, 21)], LatentForm::Plain);
         let (k, v) = (histories(rng, &scene, 16), histories(rng, &scene, 16));
         let free = (0..).find(|b| !scene.tables.contains(b)).expect("invariant: a scene has spare blocks");
         let attend = |b: &dyn Backend, copy: bool| -> Result<Vec<Tensor>> {
@@ -155,16 +156,47 @@ fn copies(s: &mut Suite, rng: &mut Rng) {
             let mut tables = scene.tables.clone();
             if copy {
                 for c in [&mut k, &mut v] {
-                    b.kv_copy(c, tables[1] as usize * 8, free as usize * 8, 8)?;
-                    let junk = matrix(b, 8, 16, &[9.0; 128])?;
-                    b.kv_write(c, &junk, &(0..8).map(|i| tables[1] * 8 + i).collect::<Vec<_>>())?;
+                    b.kv_copy(c, tables[1] as usize * block, free as usize * block, block)?;
+                    let junk = matrix(b, block, 16, &vec![9.0; block * 16])?;
+                    let slots: Vec<u32> = (0..block as u32).map(|i| tables[1] * block as u32 + i).collect();
+                    b.kv_write(c, &junk, &slots)?;
                 }
                 tables[1] = free;
             }
-            let spans = Spans { spans: &scene.spans, tables: &tables, block: 8 };
+            let spans = Spans { spans: &scene.spans, tables: &tables, block };
             Ok(vec![b.attend(&matrix(b, 1, 32, &q)?, KvView::Paged { k: &k, v: &v }, &spans, &spec)?])
         };
-        s.same_bits(format!("kv_copy {}", dtype.name()), &|b| attend(b, false), &|b| attend(b, true));
+        s.same_bits(format!("kv_copy {}, blocks of {block}", dtype.name()), &|b| attend(b, false), &|b| {
+            attend(b, true)
+        });
+    }
+}
+
+/// What a cache in q8_0 keeps is what the codec makes of every 32 numbers of a head, the last ones with zeros behind: over one
+/// position, attention gives its value.
+fn rounded(s: &mut Suite, rng: &mut Rng) {
+    for dim in [8, 32, 40, 100, 128] {
+        let (heads, scene) = (3, Scene::new(rng, 16, &[(0, 1, 1)], LatentForm::Plain));
+        let spec = gqa(heads, heads, 8, dim);
+        let (q, k, mut v) = (normals(rng, heads * 8), vec![normals(rng, heads * 8)], normals(rng, heads * dim));
+        // Zeros, and halves that are to be rounded.
+        v[..dim].iter_mut().enumerate().for_each(|(i, x)| *x = if i < 32 { 0.0 } else { i as f32 - 63.5 });
+        v[dim + 7] = -127.0;
+        let mut kept = Vec::new();
+        for run in v.chunks_exact(dim).flat_map(|head| head.chunks(32)) {
+            let (mut block, mut bytes) = ([0.0; 32], [0; 34]);
+            block[..run.len()].copy_from_slice(run);
+            format::Q8_0.get().encode_block(&block, &mut bytes);
+            format::Q8_0.get().decode_block(&bytes, &mut block);
+            kept.extend_from_slice(&block[..run.len()]);
+        }
+        let v = vec![v];
+        let attend = |b: &dyn Backend| {
+            let (k, v) = (scene.fill(b, spec.keys(), DType::Q8_0, &k)?, scene.fill(b, spec.values(), DType::Q8_0, &v)?);
+            let q = matrix(b, 1, heads * 8, &q)?;
+            Ok(vec![b.attend(&q, KvView::Paged { k: &k, v: &v }, &scene.view(), &spec)?])
+        };
+        s.same_bits(format!("q8_0 of {dim} = the codec's"), &attend, &|b| Ok(vec![matrix(b, 1, heads * dim, &kept)?]));
     }
 }
 
@@ -226,7 +258,7 @@ pub(super) fn mla(heads: usize, rank: usize, nope: usize, rope: usize, v_dim: us
 
 fn latent(s: &mut Suite, rng: &mut Rng) {
     for (i, &(name, parts)) in BATCHES.iter().enumerate() {
-        for spec in [mla(3, 32, 16, 8, 24), mla(2, 256, 32, 16, 32), mla(4, 64, 64, 64, 64)] {
+        for spec in [mla(3, 32, 16, 8, 24), mla(2, 256, 32, 16, 32), mla(4, 64, 64, 64, 64), mla(2, 48, 16, 24, 16)] {
             for form in [LatentForm::Plain, LatentForm::Absorbed] {
                 let formats: Vec<FormatId> =
                     FormatId::all().filter(|f| spec.rank.is_multiple_of(f.get().block_elems())).collect();
@@ -235,7 +267,7 @@ fn latent(s: &mut Suite, rng: &mut Rng) {
                 let formats = if all { &formats[..] } else { &formats[i % formats.len()..][..1] };
                 for &f in formats {
                     for heads in [Heads::fused(rng, f, &spec), Heads::split(rng, f, &spec)] {
-                        for dtype in [DType::F32, DType::F16] {
+                        for dtype in [DType::F32, DType::F16, DType::Q8_0] {
                             let scene = Scene::new(rng, 64, parts, form);
                             let q = normals(rng, scene.rows * spec.heads * (spec.nope + spec.rope));
                             let cached = histories(rng, &scene, spec.rank + spec.rope);

@@ -116,7 +116,7 @@ fn attention(s: &mut Suite, rng: &mut Rng) {
     let projections = Heads::fused(rng, f, &latent);
     let (start, n) = (200, 75);
     let held = start + n;
-    for dtype in [DType::F32, DType::F16] {
+    for dtype in [DType::F32, DType::F16, DType::Q8_0] {
         for form in [None, Some(LatentForm::Plain), Some(LatentForm::Absorbed)] {
             let q_width = q_width[form.is_some() as usize];
             let q = normals(rng, n * q_width);

@@ -148,6 +148,9 @@ fn errors(s: &mut Suite, rng: &mut Rng) {
         b.kv_write(&mut cache, &three(b)?, &[0, 1, 4])?;
         Ok(vec![])
     });
+    s.refuses("a cache of integers", &["kv_alloc", "q8_0", "u32"], &|b| {
+        Ok(vec![b.kv_alloc(4, KvStream::Latents { width: 8 }, DType::U32)?.data])
+    });
     s.refuses("a row that is not there", &["select_rows", "rows"], &|b| Ok(vec![b.select_rows(&three(b)?, &[3])?]));
     s.refuses("an expert that is not there", &["route", "forced"], &|b| {
         let r: Routing = b.route(&three(b)?, None, &super::route::plain(8, 1), Some(&[1, 8, 2]))?;
