@@ -86,6 +86,7 @@ impl Avx2 {
     /// from the one that means zero, fit there, and widened once: `w − offset` and not `w` has to fit, since wrapped bits return when
     /// `offset·Σ q` is taken away.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // several arrays in step, as in kernels
     fn add_digits<L: Levels<Self>, const D: usize, const N: usize, const H: usize, const T: usize>(
         self,
         w: &L,
