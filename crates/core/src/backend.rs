@@ -183,10 +183,8 @@ pub enum KvStream {
 impl KvStream {
     /// Numbers per token.
     pub fn width(self) -> usize {
-        match self {
-            KvStream::Keys { heads, dim } | KvStream::Values { heads, dim } => heads * dim,
-            KvStream::Latents { width } => width,
-        }
+        let (heads, dim) = self.heads();
+        heads * dim
     }
 
     /// Heads, and numbers of each, which are a row where numbers share scales: latents are one head, so that their last run

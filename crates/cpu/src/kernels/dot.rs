@@ -6,6 +6,7 @@
 
 use fathom_core::Weight;
 
+use super::rows::put;
 use crate::matrix::Widen;
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
@@ -292,18 +293,8 @@ impl<'a, const DIGITS: usize> PairsBlock<'a, '_, DIGITS> {
         sums: [[S::F; T]; P],
     ) -> usize {
         for (p, sums) in sums.into_iter().enumerate() {
-            let first = at + p * LANES;
-            let n = LANES.min(self.rect.width - first);
-            for (i, sum) in sums.into_iter().enumerate() {
-                let sum = match self.bias {
-                    Some(b) => s.add(sum, s.load_part(&b[self.rect.first + first..][..n])),
-                    None => sum,
-                };
-                let out = &mut self.rect.row(t + i)[first..first + n];
-                match out.as_mut_array() {
-                    Some(out) => s.store(sum, out),
-                    None => s.store_part(sum, out),
-                }
+            for (i, sums) in sums.into_iter().enumerate() {
+                put(s, sums, self.bias, self.rect, t + i, at + p * LANES);
             }
         }
         P * LANES

@@ -238,11 +238,7 @@ fn finish<S: Simd>(s: S, state: &mut [f32], h: usize, out: &mut [f32]) {
     let (_, sum, acc) = open(state);
     let r = s.splat(1.0 / sum[h]);
     for (a, out) in acc.iter().zip(out.chunks_mut(LANES)) {
-        let v = s.mul(s.load(&a[h]), r);
-        match out.as_mut_array() {
-            Some(out) => s.store(v, out),
-            None => s.store_part(v, out),
-        }
+        s.store_part(s.mul(s.load(&a[h]), r), out);
     }
 }
 
@@ -508,7 +504,7 @@ impl<W: Num> Kernel for Expand<'_, W> {
         let w = self.v.head(head, v_dim, rank);
         for row in self.rect.rows.clone() {
             let x = &self.latent[(row * heads + head) * rank..][..rank];
-            project(s, w, x, rank, self.rect.row(row), v_dim);
+            project(s, w, x, self.rect.row(row));
         }
     }
 }
@@ -542,76 +538,46 @@ fn combine<S: Simd, W: Num>(s: S, x: &[f32], w: &[W], out: &mut [f32]) {
     }
 }
 
-/// `out[j × stride + f] = w[f, ·]·x[j, ·]`: lanes take every sixteenth product, then are added up.
+/// `out[f] = w[f, ·]·x`: lanes take every sixteenth product, then are added up.
 #[inline(always)]
-fn project<S: Simd, W: Num>(s: S, w: &[W], x: &[f32], rank: usize, out: &mut [f32], stride: usize) {
-    let (features, n) = (w.len() / rank, x.len() / rank);
+fn project<S: Simd, W: Num>(s: S, w: &[W], x: &[f32], out: &mut [f32]) {
     let mut f = 0;
-    while f < features {
-        let four = f + 4 <= features;
-        let w = &w[f * rank..];
-        let mut j = 0;
-        while j < n {
-            let (x, out) = (&x[j * rank..], &mut out[j * stride + f..]);
-            j += match (four, n - j) {
-                (true, 4..) if S::TILE >= 8 => project_tile::<S, W, 4, 4>(s, w, x, rank, out, stride),
-                (true, _) => project_tile::<S, W, 4, 1>(s, w, x, rank, out, stride),
-                (false, _) => project_tile::<S, W, 1, 1>(s, w, x, rank, out, stride),
-            };
-        }
-        f += if four { 4 } else { 1 };
+    while f < out.len() {
+        let w = &w[f * x.len()..];
+        f += match out.len() - f {
+            4.. => project_rows::<S, W, 4>(s, w, x, &mut out[f..]),
+            _ => project_rows::<S, W, 1>(s, w, x, &mut out[f..]),
+        };
     }
 }
 
-/// `R` features of `T` vectors; returns `T`.
+/// `R` features; returns `R`.
 #[inline(always)]
-fn project_tile<S: Simd, W: Num, const R: usize, const T: usize>(
-    s: S,
-    w: &[W],
-    x: &[f32],
-    rank: usize,
-    out: &mut [f32],
-    stride: usize,
-) -> usize {
-    let full = rank / LANES;
-    let mut acc = [[s.zero(); R]; T];
+fn project_rows<S: Simd, W: Num, const R: usize>(s: S, w: &[W], x: &[f32], out: &mut [f32]) -> usize {
+    let rank = x.len();
+    let (x16, x_tail) = x.as_chunks::<LANES>();
+    let mut acc = [s.zero(); R];
     let mut w16 = [&[] as &[[W; LANES]]; R];
     for r in 0..R {
-        w16[r] = &w[r * rank..(r + 1) * rank].as_chunks().0[..full];
+        w16[r] = &w[r * rank..(r + 1) * rank].as_chunks().0[..x16.len()];
     }
-    let mut x16 = [&[] as &[[f32; LANES]]; T];
-    for j in 0..T {
-        x16[j] = &x[j * rank..(j + 1) * rank].as_chunks().0[..full];
-    }
-    for c in 0..full {
-        let mut v = [s.zero(); T];
-        for j in 0..T {
-            v[j] = s.load(&x16[j][c]);
-        }
+    for (c, x) in x16.iter().enumerate() {
+        let v = s.load(x);
         for r in 0..R {
-            let w = W::load(s, &w16[r][c]);
-            for j in 0..T {
-                acc[j][r] = s.fma(w, v[j], acc[j][r]);
-            }
+            acc[r] = s.fma(W::load(s, &w16[r][c]), v, acc[r]);
         }
     }
-    if full * LANES < rank {
-        let (c, n) = (full * LANES, rank - full * LANES);
-        for j in 0..T {
-            let v = load_at(s, x, j * rank + c, n);
-            for r in 0..R {
-                acc[j][r] = s.fma(load_at(s, w, r * rank + c, n), v, acc[j][r]);
-            }
+    if !x_tail.is_empty() {
+        let v = s.load_part(x_tail);
+        for r in 0..R {
+            acc[r] = s.fma(load_at(s, w, (r + 1) * rank - x_tail.len(), x_tail.len()), v, acc[r]);
         }
     }
-    for j in 0..T {
-        let out = &mut out[j * stride..j * stride + R];
-        match acc[j].as_array() {
-            Some(four) => out.copy_from_slice(&s.sum4(*four)),
-            None => (0..R).for_each(|r| out[r] = s.sum(acc[j][r])),
-        }
+    match acc.as_array() {
+        Some(four) => out[..R].copy_from_slice(&s.sum4(*four)),
+        None => (0..R).for_each(|r| out[r] = s.sum(acc[r])),
     }
-    T
+    R
 }
 
 /// Whether a span of this form is [`PlainBand`]'s.

@@ -7,6 +7,7 @@
 
 use std::marker::PhantomData;
 
+use super::rows::put;
 use crate::pack::{BLOCK, GROUP, Layout, ROWS, Scales};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Levels, Quants, Simd};
@@ -215,41 +216,15 @@ impl<S: Simd, D: Scaling, const T: usize, const N: usize> Fits<S, D, T, N> {
 }
 
 impl<const DIGITS: usize> PackedBlock<'_, '_, DIGITS> {
-    /// All panels for `N` times `T` tokens from `t` on.
+    /// Runs a [`Tile`]; how many tokens it took.
     #[inline(always)]
     fn tile<S: Simd, C: Codes, D: Scaling, const T: usize, const N: usize>(&mut self, s: S, t: usize) -> usize {
         s.call(Tile::<'_, '_, '_, C, D, DIGITS, T, N> { block: self, t, layout: PhantomData });
         N * T
     }
-
-    #[inline(always)]
-    fn times<S: Simd, C: Codes, D: Scaling, const T: usize, const N: usize>(&mut self, s: S, t: usize) {
-        let (stride, blocks) = (self.stride, self.cols / BLOCK);
-        let mut rows = [[&[] as &[Act<DIGITS>]; T]; N];
-        for (i, r) in rows.as_flattened_mut().iter_mut().enumerate() {
-            *r = &self.acts[(t + i) * stride..][..blocks];
-        }
-        let bytes = self.layout.panel_bytes(self.cols);
-        for p in 0..self.panels.len() / bytes {
-            let first = self.at + p * ROWS;
-            let sums = panel_times::<S, C, D, DIGITS, T, N>(s, &self.panels[p * bytes..], blocks, &rows);
-            let n = ROWS.min(self.rect.width - first);
-            for (i, sum) in sums.as_flattened().iter().enumerate() {
-                let sum = match self.bias {
-                    Some(b) => s.add(*sum, s.load_part(&b[self.rect.first + first..][..n])),
-                    None => *sum,
-                };
-                let out = &mut self.rect.row(t + i)[first..first + n];
-                match out.as_mut_array() {
-                    Some(out) => s.store(sum, out),
-                    None => s.store_part(sum, out),
-                }
-            }
-        }
-    }
 }
 
-/// [`PackedBlock::times`] as a kernel.
+/// All panels of a block for `N` times `T` tokens from `t` on.
 struct Tile<'b, 'a, 'r, C, D, const DIGITS: usize, const T: usize, const N: usize> {
     block: &'b mut PackedBlock<'a, 'r, DIGITS>,
     t: usize,
@@ -262,7 +237,18 @@ impl<C: Codes, D: Scaling, const DIGITS: usize, const T: usize, const N: usize> 
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.block.times::<S, C, D, T, N>(s, self.t);
+        let PackedBlock { layout, cols, panels, acts, stride, bias, at, rect } = self.block;
+        let (blocks, bytes) = (*cols / BLOCK, layout.panel_bytes(*cols));
+        let mut rows = [[&[] as &[Act<DIGITS>]; T]; N];
+        for (i, r) in rows.as_flattened_mut().iter_mut().enumerate() {
+            *r = &acts[(self.t + i) * *stride..][..blocks];
+        }
+        for p in 0..panels.len() / bytes {
+            let sums = panel_times::<S, C, D, DIGITS, T, N>(s, &panels[p * bytes..], blocks, &rows);
+            for (i, sums) in sums.as_flattened().iter().enumerate() {
+                put(s, *sums, *bias, rect, self.t + i, *at + p * ROWS);
+            }
+        }
     }
 }
 

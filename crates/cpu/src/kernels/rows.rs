@@ -4,7 +4,20 @@
 
 use fathom_core::RopeLayout;
 
+use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
+
+/// Writes sixteen outputs of row `row`, or what is left of them, from column `first` of a rectangle on. `bias` has one number for each
+/// column of the whole output.
+#[inline(always)]
+pub(crate) fn put<S: Simd>(s: S, sums: S::F, bias: Option<&[f32]>, rect: &mut Rect<'_>, row: usize, first: usize) {
+    let n = LANES.min(rect.width - first);
+    let sums = match bias {
+        Some(b) => s.add(sums, s.load_part(&b[rect.first + first..][..n])),
+        None => sums,
+    };
+    s.store_part(sums, &mut rect.row(row)[first..first + n]);
+}
 
 /// `x / √(mean(x²) + eps) · weight` (Zhang & Sennrich 2019, eq. 4).
 pub(crate) struct RmsNorm<'a> {

@@ -204,26 +204,22 @@ impl Kernel for RowsByTile<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        rows_by_tile(s, self);
-    }
-}
-
-#[inline(always)]
-fn rows_by_tile<S: Simd>(s: S, RowsByTile { rows, stride, tile, out }: RowsByTile<'_>) {
-    let n = out.len();
-    let height = tile.len().div_ceil(tile.len().div_ceil(HEIGHT));
-    for from in (0..tile.len()).step_by(height) {
-        let part = &tile[from..tile.len().min(from + height)];
-        let mut i = 0;
-        while i < n {
-            let (x, o, more) = (&rows[i * stride + from..], &mut out[i..], from > 0);
-            // Four rows: with six, whose numbers lie apart, compilers load them all first and run out of AVX2's registers.
-            i += match n - i {
-                8.. if S::TILE >= 8 => rows_tile::<S, 8>(s, x, stride, part, o, more),
-                4.. if S::QUERIES > 2 => rows_tile::<S, 4>(s, x, stride, part, o, more),
-                2.. => rows_tile::<S, 2>(s, x, stride, part, o, more),
-                _ => rows_tile::<S, 1>(s, x, stride, part, o, more),
-            };
+        let RowsByTile { rows, stride, tile, out } = self;
+        let n = out.len();
+        let height = tile.len().div_ceil(tile.len().div_ceil(HEIGHT));
+        for from in (0..tile.len()).step_by(height) {
+            let part = &tile[from..tile.len().min(from + height)];
+            let mut i = 0;
+            while i < n {
+                let (x, o, more) = (&rows[i * stride + from..], &mut out[i..], from > 0);
+                // Four rows: with six, whose numbers lie apart, compilers load them all first and run out of AVX2's registers.
+                i += match n - i {
+                    8.. if S::TILE >= 8 => rows_tile::<S, 8>(s, x, stride, part, o, more),
+                    4.. if S::QUERIES > 2 => rows_tile::<S, 4>(s, x, stride, part, o, more),
+                    2.. => rows_tile::<S, 2>(s, x, stride, part, o, more),
+                    _ => rows_tile::<S, 1>(s, x, stride, part, o, more),
+                };
+            }
         }
     }
 }

@@ -312,6 +312,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// As many lanes as `x` has numbers, zeros in the others.
     #[inline(always)]
     fn load_part(self, x: &[f32]) -> Self::F {
+        if let Some(x) = x.as_array() {
+            return self.load(x);
+        }
         let mut full = [0.0; 16];
         full[..x.len()].copy_from_slice(x);
         self.load(&full)
@@ -320,6 +323,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Writes as many lanes as `out` takes.
     #[inline(always)]
     fn store_part(self, v: Self::F, out: &mut [f32]) {
+        if let Some(out) = out.as_mut_array() {
+            return self.store(v, out);
+        }
         let mut full = [0.0; 16];
         self.store(v, &mut full);
         out.copy_from_slice(&full[..out.len()]);
