@@ -25,14 +25,15 @@ impl Drop for Server {
 }
 
 /// Runs every client of `cargo xtask test --full`. `skipped` takes the reasons for what could not run here.
-pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Result<()> {
+pub(crate) fn run(root: &Path, program: &Path, skipped: &mut Vec<String>) -> Result<()> {
     let mut satisfied = 0;
     let mut check = |command: &mut Command| check(command).map(|()| satisfied += 1);
+    let target = crate::test::target(root);
     let home = target.join("clients");
     std::fs::create_dir_all(&home)?;
     let files = root.join("crates/xtask/clients");
     let named = |(name, path): (&str, &str)| format!("{name}={}", root.join(path).display());
-    let (server, base) = start(target, &[MODEL, &named(TOOLED), &named(DRAWING)])?;
+    let (server, base) = start(program, &[MODEL, &named(TOOLED), &named(DRAWING)])?;
 
     match python(&home, &files.join("requirements.txt")) {
         Err(error) => skipped.push(format!("Python's clients: {error:#}")),
@@ -41,7 +42,7 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
                 check(Command::new(bin.join("python")).arg(files.join(script)).args([&base, MODEL, TOOLED.0]))?;
             }
             // A short context, so that every request ends soon.
-            let (server, base) = start(target, &[MODEL, "--context", "128"])?;
+            let (server, base) = start(program, &[MODEL, "--context", "128"])?;
             check(
                 Command::new(bin.join("schemathesis"))
                     .arg("run")
@@ -67,8 +68,7 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
     match python(&target.join("harness"), &files.join("harness.txt")) {
         Err(error) => skipped.push(format!("lm-evaluation-harness: {error:#}")),
         Ok(bin) => {
-            let (_server, base) = start(target, &[MODEL, "--precision", "exact"])?;
-            let program = target.join("release/fathom");
+            let (_server, base) = start(program, &[MODEL, "--precision", "exact"])?;
             check(Command::new(bin.join("python")).arg(files.join("harness.py")).args([&base, MODEL]).arg(program))?;
         }
     }
@@ -81,9 +81,9 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
                 command
             };
             check(script("clients.mjs").args([MODEL, TOOLED.0]))?;
-            match ["chromium", "chromium-browser", "google-chrome"].iter().find_map(|name| path_of(name)) {
-                None => skipped.push("the page: there is no chromium here".into()),
-                Some(browser) => {
+            match browser() {
+                Err(error) => skipped.push(format!("the page: {error:#}")),
+                Ok(browser) => {
                     let picture = root.join("testdata/models/janus/image_0.png");
                     check(script("page.mjs").arg(browser).arg(home.join("page.png")).arg(picture))?;
                 }
@@ -95,9 +95,9 @@ pub(crate) fn run(root: &Path, target: &Path, skipped: &mut Vec<String>) -> Resu
     Ok(())
 }
 
-/// Starts the server that was built for release, on any port.
-fn start(target: &Path, args: &[&str]) -> Result<(Server, String)> {
-    let mut child = Command::new(target.join("release/fathom"))
+/// Starts the program as a server, on any port.
+fn start(program: &Path, args: &[&str]) -> Result<(Server, String)> {
+    let mut child = Command::new(program)
         .args(["serve", "--port", "0"])
         .args(args)
         .stdout(Stdio::piped())
@@ -112,8 +112,8 @@ fn start(target: &Path, args: &[&str]) -> Result<(Server, String)> {
 }
 
 /// Two hundred clients for five minutes, with random ends.
-pub(crate) fn load(root: &Path, target: &Path) -> Result<()> {
-    let (server, base) = start(target, &[MODEL, "--context", "256", "--cache-tokens", "8192"])?;
+pub(crate) fn load(root: &Path, program: &Path) -> Result<()> {
+    let (server, base) = start(program, &[MODEL, "--context", "256", "--cache-tokens", "8192"])?;
     let script = root.join("crates/xtask/clients/load.py");
     check(Command::new("python3").arg(script).args([&base, MODEL, &server.0.id().to_string(), "300", "200"]))
 }
@@ -122,6 +122,17 @@ fn check(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(())
+}
+
+/// A Chromium, installed where the machine is Debian's and ours to install on.
+fn browser() -> Result<String> {
+    let here = || ["chromium", "chromium-browser", "google-chrome"].iter().find_map(|name| path_of(name));
+    if here().is_none() && path_of("apt-get").is_some() {
+        let apt = |args: &[&str]| check(Command::new("apt-get").arg("-qq").args(args).stdout(Stdio::null()));
+        apt(&["update"])?;
+        apt(&["install", "--yes", "--no-install-recommends", "chromium"])?;
+    }
+    here().context("there is no Chromium here")
 }
 
 fn path_of(program: &str) -> Option<String> {

@@ -101,9 +101,7 @@ fn sanitise(root: &Path) -> Result<()> {
 
 /// Two hundred clients for five minutes.
 fn load(root: &Path) -> Result<()> {
-    let target = crate::test::target(root);
-    crate::test::release(root)?;
-    crate::clients::load(root, &target)
+    crate::clients::load(root, &crate::test::release(root)?)
 }
 
 /// Puts the recorded requests' bodies into a corpus: nothing else is so near to what parsers of requests meet.
