@@ -21,6 +21,7 @@ use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
 use crate::kv;
 use crate::matrix::{Held, Matrix, pairs};
+use crate::memory::{self, Memory};
 use crate::pack::{self, Layout, Packed};
 use crate::product::{Order, Part, Rounded};
 use crate::scratch::Scratch;
@@ -71,6 +72,8 @@ pub struct Cpu {
     pub(crate) pixels: Mutex<Vec<[u16; crate::simd::LANES]>>,
     pub(crate) order: Mutex<Order>,
     pub(crate) bands: Mutex<Bands>,
+    /// Where packed weights lie.
+    memory: Memory,
     /// Bytes that packed weights may still take.
     budget: AtomicUsize,
     /// Bytes of weights that were packed.
@@ -134,7 +137,8 @@ impl Cpu {
             pixels: Mutex::default(),
             order: Mutex::default(),
             bands: Mutex::default(),
-            budget: AtomicUsize::new(pack::available_memory().map_or(usize::MAX, |n| n / 5 * 4)),
+            memory: Memory::default(),
+            budget: AtomicUsize::new(memory::available().map_or(usize::MAX, |n| n / 5 * 4)),
             packed_bytes: AtomicUsize::new(0),
             kept_plain: AtomicUsize::new(0),
             pool,
@@ -192,9 +196,10 @@ impl Cpu {
             took
         });
         match layout {
-            Some(layout) => {
-                Ok(Packed::all(&self.pool, self.isa, layout, weights)?.into_iter().map(Matrix::Packed).collect())
-            }
+            Some(layout) => Ok(Packed::all(&self.pool, self.isa, &self.memory, layout, weights)?
+                .into_iter()
+                .map(Matrix::Packed)
+                .collect()),
             None => Ok(weights.iter().cloned().map(Matrix::Plain).collect()),
         }
     }

@@ -7,7 +7,7 @@ use memmap2::MmapMut;
 
 use crate::isa::Level;
 use crate::simd::{Isa, Kernel, Simd};
-use crate::{Pool, pack};
+use crate::{Pool, memory};
 
 /// Bytes read per pass: far more than any cache holds.
 const BYTES: usize = 1 << 29;
@@ -50,7 +50,7 @@ impl BandwidthProbe {
     /// If there is no memory for it.
     pub fn new(pool: &Pool) -> Result<Self> {
         let (_, isa) = Level::choose(None)?;
-        let mut memory = pack::memory(BYTES)?;
+        let mut memory = memory::zeroes(BYTES)?;
         pool.chunks_mut(&mut memory, TASK, |_, part| part.fill(1));
         Ok(BandwidthProbe { memory, isa })
     }

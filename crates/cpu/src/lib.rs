@@ -24,6 +24,7 @@ mod grad;
 mod kernels;
 mod kv;
 mod matrix;
+mod memory;
 mod optim;
 mod pack;
 mod peak;

@@ -19,15 +19,14 @@
 //! ```
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use fathom_core::{FormatId, Result, Weight, format};
 use half::{bf16, f16};
-use memmap2::{Advice, Mmap, MmapMut};
 
+use crate::Pool;
 use crate::kernels::pack::PackPanel;
+use crate::memory::{Memory, Piece};
 use crate::simd::Isa;
-use crate::{DEVICE, Pool};
 
 /// Rows of a panel.
 pub(crate) const ROWS: usize = 16;
@@ -117,61 +116,41 @@ impl Layout {
     }
 }
 
-/// Memory in huge pages where the system grants them: weights are read from end to end, and address translation costs a
-/// tenth of the bandwidth otherwise. It may be a little more than asked for.
-pub(crate) fn memory(bytes: usize) -> Result<MmapMut> {
-    let out_of_memory =
-        |_| fathom_core::Error::Memory { what: "packed weights", needs_bytes: bytes as u64, free_bytes: 0 };
-    // Up to a whole huge page where that costs little: what is left over lies in small ones.
-    const HUGE: usize = 2 << 20;
-    let whole = bytes.next_multiple_of(HUGE);
-    let bytes = if whole - bytes <= bytes / 16 { whole } else { bytes };
-    let map = MmapMut::map_anon(bytes.max(1)).map_err(out_of_memory)?;
-    #[cfg(target_os = "linux")]
-    let _ = map.advise(Advice::HugePage); // advice: a refusal only costs speed
-    Ok(map)
-}
-
-/// Memory that can be taken without swapping, if the system says.
-pub(crate) fn available_memory() -> Option<usize> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    Some(line.split_whitespace().next()?.parse::<usize>().ok()? * 1024)
-}
-
 /// Packed panels of one matrix.
 #[derive(Clone)]
 pub(crate) struct Packed {
     pub(crate) layout: Layout,
     cols: usize,
-    memory: Arc<Mmap>,
+    memory: Piece,
     first: usize,
 }
 
 impl Packed {
     /// Packs matrices of one format and shape into one piece of memory, and gives the pages of their sources back as
     /// it goes.
-    pub(crate) fn all(pool: &Pool, isa: Isa, layout: Layout, weights: &[Weight]) -> Result<Vec<Packed>> {
+    pub(crate) fn all(
+        pool: &Pool,
+        isa: Isa,
+        memory: &Memory,
+        layout: Layout,
+        weights: &[Weight],
+    ) -> Result<Vec<Packed>> {
         let (rows, cols) = (weights[0].rows, weights[0].cols);
         let panel = layout.panel_bytes(cols);
         let panels = rows.div_ceil(ROWS);
-        let mut map = memory(panels * panel * weights.len())?;
         // In slices, so that source and copy are never in memory together.
         let slice = (64usize << 20).div_ceil(panel).max(1);
-        for (w, out) in weights.iter().zip(map.chunks_exact_mut((panels * panel).max(1))) {
-            for (i, out) in out.chunks_mut(slice * panel).enumerate() {
-                pool.chunks_mut(out, panel, |at, out| {
-                    isa.run(PackPanel { layout, weight: w, first: (i * slice + at / panel) * ROWS, out });
-                });
-                let (from, to) = (i * slice * ROWS, rows.min((i + 1) * slice * ROWS));
-                w.bytes.slice(from * w.row_bytes()..to * w.row_bytes()).discard();
+        let memory = memory.written(panels * panel * weights.len(), &mut |all| {
+            for (w, out) in weights.iter().zip(all.chunks_exact_mut((panels * panel).max(1))) {
+                for (i, out) in out.chunks_mut(slice * panel).enumerate() {
+                    pool.chunks_mut(out, panel, |at, out| {
+                        isa.run(PackPanel { layout, weight: w, first: (i * slice + at / panel) * ROWS, out });
+                    });
+                    let (from, to) = (i * slice * ROWS, rows.min((i + 1) * slice * ROWS));
+                    w.bytes.slice(from * w.row_bytes()..to * w.row_bytes()).discard();
+                }
             }
-        }
-        let memory = Arc::new(map.make_read_only().map_err(|e| fathom_core::Error::Device {
-            device: DEVICE,
-            op: "upload",
-            why: e.to_string(),
-        })?);
+        })?;
         let piece = |i: usize| Packed { layout, cols, memory: memory.clone(), first: i * panels * panel };
         Ok((0..weights.len()).map(piece).collect())
     }
@@ -262,7 +241,7 @@ mod tests {
     fn packed_rows_decode_to_the_codec_s_values() {
         let pool = Pool::new(2).unwrap();
         let mut rng = Rng::new(11, 0);
-        let mut packed = 0;
+        let (mut packed, memory) = (0, Memory::default());
         for f in FormatId::all() {
             let pairs = (f == format::BF16).then_some(Layout::PAIRS);
             let Some(layout) = Layout::of(f).or(pairs) else { continue };
@@ -271,7 +250,8 @@ mod tests {
                 let cols = blocks * f.get().block_elems().max(BLOCK);
                 let weights = [random::weight(&mut rng, f, rows, cols), random::weight(&mut rng, f, rows, cols)];
                 let isas = Level::present().filter_map(Level::isa);
-                let all: Vec<_> = isas.flat_map(|isa| Packed::all(&pool, isa, layout, &weights).unwrap()).collect();
+                let all: Vec<_> =
+                    isas.flat_map(|isa| Packed::all(&pool, isa, &memory, layout, &weights).unwrap()).collect();
                 assert!(all.len() >= weights.len());
                 for (w, p) in weights.iter().cycle().zip(&all) {
                     let (mut a, mut b) = (vec![0.0; cols], vec![0.0; cols]);

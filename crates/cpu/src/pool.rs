@@ -1,7 +1,8 @@
 //! The resident thread pool: one per process, made for regions of a few microseconds.
 //!
-//! A region is `run(n, f)`: tasks `0..n` are claimed one by one from a shared counter, so a slow or stolen core takes fewer of
-//! them; the caller works too. Idle workers spin for about 50 µs, then park. Nothing is allocated per region.
+//! A region is `run(n, f)`: every thread has a share of the tasks `0..n`, successive ones, because successive tasks read successive
+//! memory; it claims them one by one, then those that others have left, so a slow or stolen core does fewer of them. The caller works
+//! too. Idle workers spin for about 50 µs, then park. Nothing is allocated per region.
 //! What a task computes may depend on its number, never on who runs it: that keeps results the same for
 //! any number of threads.
 //!
@@ -42,8 +43,8 @@ struct Job {
 struct Line<T>(T);
 
 struct Shared {
-    /// Unclaimed tasks of the region under way; 0 between regions.
-    left: Line<AtomicUsize>,
+    /// Unclaimed tasks of each thread's share of the region under way; 0 between regions.
+    left: Box<[Line<AtomicUsize>]>,
     /// Finished tasks of the region.
     done: Line<AtomicUsize>,
     job: UnsafeCell<Option<Job>>,
@@ -58,42 +59,54 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Claims and runs tasks until none is left.
+    /// Where the share of thread `worker` ends, of so many tasks; it begins where the one before ends.
+    fn end(&self, tasks: usize, worker: usize) -> usize {
+        tasks * (worker + 1) / self.left.len()
+    }
+
+    /// Claims and runs tasks until none is left: the own ones, then those of the others.
     fn work(&self, worker: usize) {
-        let mut left = self.left.0.load(Ordering::Acquire);
+        for share in (worker..self.left.len()).chain(0..worker) {
+            self.work_on(share, worker);
+        }
+    }
+
+    fn work_on(&self, share: usize, worker: usize) {
+        let unclaimed = &self.left[share].0;
+        let mut left = unclaimed.load(Ordering::Acquire);
         while left != 0 {
-            if let Err(now) = self.left.0.compare_exchange_weak(left, left - 1, Ordering::Acquire, Ordering::Acquire) {
+            if let Err(now) = unclaimed.compare_exchange_weak(left, left - 1, Ordering::Acquire, Ordering::Acquire) {
                 left = now;
                 continue;
             }
             // SAFETY: the claimed task is not done yet, so its region is still under way: `run` has published the job before
             // the count and will neither return nor write again before `done` has counted this task.
             let job = unsafe { (*self.job.get()).expect("invariant: tasks are only left while a region runs") };
-            let index = job.tasks - left;
+            let index = self.end(job.tasks, share) - left;
             // SAFETY: as above; `run` keeps the closure alive until then.
             let call = unsafe { &*job.call };
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| call(Task { index, worker }))) {
                 self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
             }
             self.done.0.fetch_add(1, Ordering::Release);
-            left = self.left.0.load(Ordering::Acquire);
+            left = unclaimed.load(Ordering::Acquire);
         }
     }
 
     /// The life of worker `worker` (1 or more; 0 is the caller).
     fn live(&self, worker: usize) {
-        let parked = &self.parked[worker - 1].0;
+        let (parked, left) = (&self.parked[worker - 1].0, &self.left[worker].0);
         loop {
             let since = Instant::now();
             let mut spins = 0u32;
-            while self.left.0.load(Ordering::Relaxed) == 0 && !self.stop.load(Ordering::Relaxed) {
+            while left.load(Ordering::Relaxed) == 0 && !self.stop.load(Ordering::Relaxed) {
                 std::hint::spin_loop();
                 spins += 1;
                 if spins.is_multiple_of(64) && since.elapsed() > SPIN {
                     parked.store(true, Ordering::SeqCst);
                     fence(Ordering::SeqCst);
                     // The caller looks at `parked` after it has published tasks; we look at the tasks after we have set it.
-                    if self.left.0.load(Ordering::SeqCst) == 0 && !self.stop.load(Ordering::SeqCst) {
+                    if left.load(Ordering::SeqCst) == 0 && !self.stop.load(Ordering::SeqCst) {
                         thread::park();
                     }
                     parked.store(false, Ordering::SeqCst);
@@ -128,7 +141,7 @@ impl Pool {
     pub fn new(threads: usize) -> std::io::Result<Arc<Pool>> {
         assert!(threads > 0, "invariant: a pool has at least the caller's thread");
         let shared = Arc::new(Shared {
-            left: Line(AtomicUsize::new(0)),
+            left: (0..threads).map(|_| Line(AtomicUsize::new(0))).collect(),
             done: Line(AtomicUsize::new(0)),
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
@@ -168,10 +181,15 @@ impl Pool {
         // SAFETY: `busy` is held and the last region is over, so no task is left and nobody reads the job.
         unsafe { *shared.job.get() = Some(Job { call, tasks }) };
         shared.done.0.store(0, Ordering::Relaxed);
-        shared.left.0.store(tasks, Ordering::SeqCst);
+        let mut first = 0;
+        for (share, left) in shared.left.iter().enumerate() {
+            let end = shared.end(tasks, share);
+            left.0.store(end - first, Ordering::SeqCst);
+            first = end;
+        }
         fence(Ordering::SeqCst);
-        for (worker, parked) in self.workers.iter().zip(&shared.parked).take(tasks - 1) {
-            if parked.0.load(Ordering::SeqCst) {
+        for (worker, (parked, left)) in self.workers.iter().zip(shared.parked.iter().zip(&shared.left[1..])) {
+            if left.0.load(Ordering::Relaxed) != 0 && parked.0.load(Ordering::SeqCst) {
                 worker.unpark();
             }
         }
