@@ -65,6 +65,14 @@ pub(crate) struct Piece {
     range: Range<usize>,
 }
 
+impl Piece {
+    /// Bytes `range` of it.
+    pub(crate) fn part(&self, range: Range<usize>) -> Piece {
+        assert!(range.start <= range.end && range.end <= self.range.len(), "invariant: a part lies in its piece");
+        Piece { chunk: self.chunk.clone(), range: self.range.start + range.start..self.range.start + range.end }
+    }
+}
+
 impl Deref for Piece {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
@@ -122,6 +130,8 @@ mod tests {
         assert!(a.len() == 1000 && a.iter().all(|&x| x == 1));
         let d = piece(SMALL, 5);
         assert!(!Arc::ptr_eq(&a.chunk, &d.chunk), "read, so closed");
+        let part = c.part(6..70);
+        assert!(part.len() == 64 && part.as_ptr() == c[6..].as_ptr());
         let rest: Vec<Piece> = (6..10).map(|i| piece(SMALL, i)).collect();
         assert!(Arc::ptr_eq(&d.chunk, &rest[2].chunk) && !Arc::ptr_eq(&d.chunk, &rest[3].chunk), "full");
         for (p, value) in [(&b, 2), (&c, 4), (&d, 5), (&large, 3)].into_iter().chain(rest.iter().zip(6..)) {

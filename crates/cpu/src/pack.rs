@@ -122,7 +122,6 @@ pub(crate) struct Packed {
     pub(crate) layout: Layout,
     cols: usize,
     memory: Piece,
-    first: usize,
 }
 
 impl Packed {
@@ -137,11 +136,11 @@ impl Packed {
     ) -> Result<Vec<Packed>> {
         let (rows, cols) = (weights[0].rows, weights[0].cols);
         let panel = layout.panel_bytes(cols);
-        let panels = rows.div_ceil(ROWS);
+        let bytes = rows.div_ceil(ROWS) * panel;
         // In slices, so that source and copy are never in memory together.
         let slice = (64usize << 20).div_ceil(panel).max(1);
-        let memory = memory.written(panels * panel * weights.len(), &mut |all| {
-            for (w, out) in weights.iter().zip(all.chunks_exact_mut((panels * panel).max(1))) {
+        let memory = memory.written(bytes * weights.len(), &mut |all| {
+            for (w, out) in weights.iter().zip(all.chunks_exact_mut(bytes.max(1))) {
                 for (i, out) in out.chunks_mut(slice * panel).enumerate() {
                     pool.chunks_mut(out, panel, |at, out| {
                         isa.run(PackPanel { layout, weight: w, first: (i * slice + at / panel) * ROWS, out });
@@ -151,8 +150,8 @@ impl Packed {
                 }
             }
         })?;
-        let piece = |i: usize| Packed { layout, cols, memory: memory.clone(), first: i * panels * panel };
-        Ok((0..weights.len()).map(piece).collect())
+        let matrix = |i: usize| Packed { layout, cols, memory: memory.part(i * bytes..(i + 1) * bytes) };
+        Ok((0..weights.len()).map(matrix).collect())
     }
 
     /// Columns.
@@ -168,7 +167,7 @@ impl Packed {
     /// Panels `range`; panel p is rows `16p..16p + 16`.
     pub(crate) fn panels(&self, range: Range<usize>) -> &[u8] {
         let n = self.panel_bytes();
-        &self.memory[self.first + range.start * n..self.first + range.end * n]
+        &self.memory[range.start * n..range.end * n]
     }
 
     /// Decodes row `row`, to the same values as the format's codec.

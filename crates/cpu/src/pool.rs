@@ -71,6 +71,7 @@ impl Shared {
         }
     }
 
+    /// Claims and runs tasks of one thread's share until none is left.
     fn work_on(&self, share: usize, worker: usize) {
         let unclaimed = &self.left[share].0;
         let mut left = unclaimed.load(Ordering::Acquire);

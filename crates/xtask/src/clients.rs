@@ -1,5 +1,6 @@
 //! Real clients against a real server: the packages that people use, a property tester over the OpenAPI document, and the
-//! page in a browser. Python and Node packages are pinned in `clients/` and installed below the target directory.
+//! page in a browser. Python and Node packages are pinned in `clients/` and installed below the target directory; Chromium is the
+//! system's.
 
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader};

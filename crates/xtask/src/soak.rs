@@ -99,9 +99,10 @@ fn sanitise(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Two hundred clients for five minutes.
+/// Two hundred clients for five minutes, of what a person would install.
 fn load(root: &Path) -> Result<()> {
-    crate::clients::load(root, &crate::test::release(root)?)
+    crate::test::cargo(root, &["build", "--release", "--package", "fathom-cli"])?;
+    crate::clients::load(root, &crate::test::target(root).join("release/fathom"))
 }
 
 /// Puts the recorded requests' bodies into a corpus: nothing else is so near to what parsers of requests meet.

@@ -16,7 +16,8 @@ const SHARED: &str = "../shared/fixtures";
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Also what needs more than cargo, or the shared golden data
+    /// Also what needs more than cargo (Python's and Node's clients, below the target directory; Chromium, by apt-get where there is
+    /// none), or the shared golden data
     #[arg(long)]
     full: bool,
     /// Only the step of this name
@@ -116,7 +117,7 @@ pub(crate) fn target(root: &Path) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
-fn cargo(root: &Path, args: &[&str]) -> Result<()> {
+pub(crate) fn cargo(root: &Path, args: &[&str]) -> Result<()> {
     let status = Command::new(crate::cargo())
         .args(args)
         // The fuzz crate stands outside the workspace; one directory compiles what both use once.
@@ -157,12 +158,6 @@ fn tests(root: &Path, tally: &mut Tally) -> Result<()> {
 fn built(root: &Path) -> Result<PathBuf> {
     cargo(root, &["test", "--workspace", "--no-run"])?;
     Ok(target(root).join("debug/fathom"))
-}
-
-/// Builds what a person would install.
-pub(crate) fn release(root: &Path) -> Result<PathBuf> {
-    cargo(root, &["build", "--release", "--package", "fathom-cli"])?;
-    Ok(target(root).join("release/fathom"))
 }
 
 /// Holds the program to every golden that is here.
