@@ -6,7 +6,7 @@ use fathom_core::{AttendSpec, DType, Error, KvView, Mask, Result, Shape, Span, S
 use crate::backend::lock;
 use crate::kernels::attend::{Flash, SPLIT};
 use crate::kernels::grouped::{Attend, Band, Join, band_scratch};
-use crate::kv::{History, Numbers, Places};
+use crate::kv::{CacheMemory, History, Numbers, Places};
 use crate::pool::Grid;
 use crate::{Cpu, DEVICE};
 
@@ -70,13 +70,15 @@ impl Bands {
     }
 }
 
+/// Numbers of a tensor or of a cache.
 pub(crate) fn numbers<'a>(op: &'static str, t: &'a Tensor) -> Result<Numbers<'a>> {
+    if let Some(cache) = t.buf.get::<CacheMemory>() {
+        return Ok(cache.numbers());
+    }
     let storage = t.buf.get::<HostStorage>().filter(|_| t.buf.device() == DEVICE);
     match storage.ok_or(Error::Foreign { op, expected: DEVICE, found: t.buf.device() })?.data() {
         HostData::F32(v) => Ok(Numbers::F32(v)),
-        HostData::F16(v) => Ok(Numbers::F16(v)),
-        HostData::Q8_0 { q, d } => Ok(Numbers::Q8_0 { q, d }),
-        HostData::U32(_) => Err(Error::Type { op, expected: "f32, f16 or q8_0", found: t.dtype.name() }),
+        _ => Err(Error::Type { op, expected: "f32", found: t.dtype.name() }),
     }
 }
 

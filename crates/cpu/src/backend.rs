@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fathom_core::backend::Outputs;
-use fathom_core::host::{HostArena, HostData, HostStorage};
+use fathom_core::host::HostArena;
 use fathom_core::{
     AttendSpec, Backend, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvStream, KvView,
     LatentSpec, Precision, Proj, Resident, ResidentExperts, Result, RopeFreqs, RopeLayout, RouteSpec, Routing, Shape,
@@ -19,7 +19,7 @@ use crate::kernels::gemm::Strided;
 use crate::kernels::picture::{Gelu, LayerNorm};
 use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
-use crate::kv;
+use crate::kv::{self, CacheMemory, NumbersMut};
 use crate::matrix::{Held, Matrix, pairs};
 use crate::memory::{self, Memory};
 use crate::pack::{self, Layout, Packed};
@@ -244,13 +244,12 @@ impl Cpu {
         Ok(outs)
     }
 
-    fn cache_mut<'a>(&self, op: &'static str, cache: &'a mut KvCache) -> Result<&'a mut HostData> {
+    fn cache_mut<'a>(&self, op: &'static str, cache: &'a mut KvCache) -> Result<NumbersMut<'a>> {
         let found = cache.data.buf.device();
         if found != DEVICE {
             return Err(Error::Foreign { op, expected: DEVICE, found });
         }
-        let storage = cache.data.buf.get_mut::<HostStorage>();
-        Ok(storage.expect("invariant: a cache has one owner").data_mut())
+        Ok(cache.data.buf.get_mut::<CacheMemory>().expect("invariant: a cache has one owner").numbers_mut())
     }
 }
 
@@ -399,19 +398,16 @@ impl Backend for Cpu {
     }
 
     fn kv_alloc(&self, slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache> {
-        let mut cache = self.arena.cache(kv::rows(slots), stream, dtype)?;
-        cache.data.shape = Shape::matrix(slots, stream.width());
-        Ok(cache)
+        CacheMemory::alloc(slots, stream, dtype)
     }
 
     fn kv_write(&self, cache: &mut KvCache, x: &Tensor, slots: &[u32]) -> Result<()> {
         check::kv_write(cache, x, slots)?;
         let (stream, x) = (cache.stream, self.arena.f32s("kv_write", x)?);
         match self.cache_mut("kv_write", cache)? {
-            HostData::F32(cache) => self.isa.run(kv::Write { stream, x, slots, cache }),
-            HostData::F16(cache) => self.isa.run(kv::Write { stream, x, slots, cache }),
-            HostData::Q8_0 { q, d } => self.isa.run(kv::WriteRuns { stream, x, slots, q, d }),
-            HostData::U32(_) => unreachable!("invariant: kv_alloc makes no such cache"),
+            NumbersMut::F32(cache) => self.isa.run(kv::Write { stream, x, slots, cache }),
+            NumbersMut::F16(cache) => self.isa.run(kv::Write { stream, x, slots, cache }),
+            NumbersMut::Q8_0 { q, d } => self.isa.run(kv::WriteRuns { stream, x, slots, q, d }),
         }
         Ok(())
     }
@@ -420,10 +416,9 @@ impl Backend for Cpu {
         check::kv_copy(cache, from, to, count)?;
         let stream = cache.stream;
         match self.cache_mut("kv_copy", cache)? {
-            HostData::F32(v) => kv::copy(stream, v, from, to, count),
-            HostData::F16(v) => kv::copy(stream, v, from, to, count),
-            HostData::Q8_0 { q, d } => kv::copy_runs(stream, q, d, from, to, count),
-            HostData::U32(_) => unreachable!("invariant: kv_alloc makes no such cache"),
+            NumbersMut::F32(v) => kv::copy(stream, v, from, to, count),
+            NumbersMut::F16(v) => kv::copy(stream, v, from, to, count),
+            NumbersMut::Q8_0 { q, d } => kv::copy_runs(stream, q, d, from, to, count),
         }
         Ok(())
     }

@@ -5,13 +5,18 @@
 //! values of a single head. Scales of q8_0 are a stream of their own, as keys lie: `[runs, 16]`, so that a vector is the scales of one
 //! run of sixteen positions. Who reads a cache asks [`History`] for numbers, or [`Places`] where something is.
 
-use fathom_core::KvStream;
+use std::sync::Arc;
+
 use fathom_core::dtype::RUN;
 use fathom_core::format::q8_0_run;
+use fathom_core::{Buffer, DType, Error, KvCache, KvStream, Result, Shape, Storage, Tensor};
 use half::f16;
+use half::slice::HalfBitsSliceExt;
 
+use crate::DEVICE;
 use crate::kernels::attend::Num;
 use crate::kernels::tile::widen;
+use crate::memory::Growing;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Slots of a group.
@@ -20,11 +25,6 @@ pub(crate) const GROUP: usize = LANES;
 /// Numbers from a group's start to the next one's.
 fn group(stream: KvStream) -> usize {
     GROUP * stream.width()
-}
-
-/// Rows of memory that hold `slots` slots.
-pub(crate) fn rows(slots: usize) -> usize {
-    slots.next_multiple_of(GROUP)
 }
 
 /// Where head `head` of slot `slot` begins, and how far its numbers are apart.
@@ -100,6 +100,70 @@ pub(crate) enum Numbers<'a> {
         q: &'a [u8],
         d: &'a [f16],
     },
+}
+
+/// Numbers of a cache, to be written.
+pub(crate) enum NumbersMut<'a> {
+    F32(&'a mut [f32]),
+    F16(&'a mut [f16]),
+    Q8_0 { q: &'a mut [u8], d: &'a mut [f16] },
+}
+
+fn halves(x: &[u8]) -> &[f16] {
+    bytemuck::cast_slice::<_, u16>(x).reinterpret_cast()
+}
+
+fn halves_mut(x: &mut [u8]) -> &mut [f16] {
+    bytemuck::cast_slice_mut::<_, u16>(x).reinterpret_cast_mut()
+}
+
+/// One stream of a cache.
+pub(crate) enum CacheMemory {
+    F32(Growing),
+    F16(Growing),
+    Q8_0 { q: Growing, d: Growing },
+}
+
+impl CacheMemory {
+    /// A cache of `slots` slots, zeroed.
+    ///
+    /// # Errors
+    /// If caches have no such type, or there is no memory.
+    pub(crate) fn alloc(slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache> {
+        let zeroes = |stream: KvStream, size| Growing::zeroes(slots.next_multiple_of(GROUP) * stream.width() * size);
+        let memory = match dtype {
+            DType::F32 => CacheMemory::F32(zeroes(stream, size_of::<f32>())?),
+            DType::F16 => CacheMemory::F16(zeroes(stream, size_of::<f16>())?),
+            DType::Q8_0 => CacheMemory::Q8_0 { q: zeroes(stream, 1)?, d: zeroes(scales(stream), size_of::<f16>())? },
+            DType::U32 => {
+                return Err(Error::Type { op: "kv_alloc", expected: "f32, f16 or q8_0", found: dtype.name() });
+            }
+        };
+        let shape = Shape::matrix(slots, stream.width());
+        Ok(KvCache { data: Tensor { buf: Buffer::new(Arc::new(memory)), shape, dtype }, stream })
+    }
+
+    pub(crate) fn numbers(&self) -> Numbers<'_> {
+        match self {
+            CacheMemory::F32(x) => Numbers::F32(bytemuck::cast_slice(x)),
+            CacheMemory::F16(x) => Numbers::F16(halves(x)),
+            CacheMemory::Q8_0 { q, d } => Numbers::Q8_0 { q, d: halves(d) },
+        }
+    }
+
+    pub(crate) fn numbers_mut(&mut self) -> NumbersMut<'_> {
+        match self {
+            CacheMemory::F32(x) => NumbersMut::F32(bytemuck::cast_slice_mut(x)),
+            CacheMemory::F16(x) => NumbersMut::F16(halves_mut(x)),
+            CacheMemory::Q8_0 { q, d } => NumbersMut::Q8_0 { q, d: halves_mut(d) },
+        }
+    }
+}
+
+impl Storage for CacheMemory {
+    fn device(&self) -> &'static str {
+        DEVICE
+    }
 }
 
 /// Keys, values or latents of one sequence.

@@ -1,7 +1,7 @@
-//! Memory for packed weights: in huge pages where the system grants them, because weights are read from end to end and address
-//! translation costs a tenth of the bandwidth otherwise. Small matrices lie side by side, or they would not fill such a page.
+//! Memory for packed weights and caches: in huge pages where the system grants them, because both are read from end to end and
+//! address translation costs a tenth of the bandwidth otherwise. Small matrices lie side by side, or they would not fill such a page.
 
-use std::ops::{Deref, Range};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use fathom_core::{Error, Result};
@@ -15,17 +15,66 @@ const HUGE: usize = 2 << 20;
 const SHARED: usize = 8 * HUGE;
 /// Bytes of the largest matrix that shares.
 const SMALL: usize = 2 * HUGE;
+/// Bytes of a cache in small pages.
+const HEAD: usize = HUGE / 2;
+
+/// Untouched zeroes, at least one.
+fn map(what: &'static str, bytes: usize) -> Result<MmapMut> {
+    let out_of_memory = |_| Error::Memory { what, needs_bytes: bytes as u64, free_bytes: 0 };
+    MmapMut::map_anon(bytes.max(1)).map_err(out_of_memory)
+}
+
+/// Asks for huge pages in `range` of `map`.
+fn huge(map: &MmapMut, range: Range<usize>) {
+    #[cfg(target_os = "linux")]
+    let _ = map.advise_range(Advice::HugePage, range.start, range.len()); // advice: a refusal only costs speed
+}
 
 /// Zeroes, `bytes` of them or a little more.
 pub(crate) fn zeroes(bytes: usize) -> Result<MmapMut> {
-    let out_of_memory = |_| Error::Memory { what: "packed weights", needs_bytes: bytes as u64, free_bytes: 0 };
     // Up to a whole huge page where that costs little: what is left over lies in small ones.
     let whole = bytes.next_multiple_of(HUGE);
     let bytes = if whole - bytes <= bytes / 16 { whole } else { bytes };
-    let map = MmapMut::map_anon(bytes.max(1)).map_err(out_of_memory)?;
-    #[cfg(target_os = "linux")]
-    let _ = map.advise(Advice::HugePage); // advice: a refusal only costs speed
+    let map = map("packed weights", bytes)?;
+    huge(&map, 0..map.len());
     Ok(map)
+}
+
+/// Zeroes that are written from the front on, as far as they are needed: the first of them lie in small pages, so that little is taken
+/// where little is needed, the rest in huge ones.
+pub(crate) struct Growing {
+    map: MmapMut,
+    range: Range<usize>,
+}
+
+impl Growing {
+    /// `bytes` bytes of a cache, aligned to lines of the processor's caches.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub(crate) fn zeroes(bytes: usize) -> Result<Growing> {
+        if bytes <= HEAD {
+            return Ok(Growing { map: map("a cache", bytes)?, range: 0..bytes });
+        }
+        let map = map("a cache", bytes + HUGE)?;
+        // A huge page begins where the head ends.
+        let start = (2 * HUGE - HEAD - map.as_ptr().addr() % HUGE) % HUGE;
+        huge(&map, start + HEAD..start + bytes);
+        Ok(Growing { map, range: start..start + bytes })
+    }
+}
+
+impl Deref for Growing {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+}
+
+impl DerefMut for Growing {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.map[self.range.clone()]
+    }
 }
 
 /// Memory that can be taken without swapping, if the system says.
@@ -111,6 +160,16 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zeroes_of_a_cache_are_aligned_and_all_of_them_can_be_written() {
+        for bytes in [0, 1, HEAD, HEAD + 1, HUGE, 3 * HUGE + 4097] {
+            let mut all = Growing::zeroes(bytes).unwrap();
+            assert!(all.len() == bytes && all.iter().all(|&b| b == 0) && all.as_ptr().addr().is_multiple_of(64));
+            assert!(bytes <= HEAD || (all.as_ptr().addr() + HEAD).is_multiple_of(HUGE));
+            all.fill(1);
+        }
+    }
 
     #[test]
     fn small_pieces_share_a_chunk_until_one_is_read() {

@@ -12,7 +12,7 @@
 use fathom_core::dtype::RUN;
 use half::f16;
 
-use super::tile::{LINE, MOST, Mix, STRETCH, Tiled, by_queries, dots, tile_of};
+use super::tile::{MOST, Mix, STRETCH, Tiled, by_queries, dots, tile_of};
 use crate::kv::{GROUP, scales_at};
 use crate::simd::{LANES, Simd};
 
@@ -82,9 +82,9 @@ pub(crate) fn load_at<S: Simd, E: Num>(s: S, x: &[E], at: usize, n: usize) -> S:
 /// Keys and values of one block as loops read them: sixteen positions begin at each offset.
 #[derive(Clone, Copy)]
 pub(crate) struct Block<'a, E> {
-    /// Tile g is `[dim, 16]` from `keys_at[g]` on.
+    /// Tile g is `[dim, 16]` from `keys_at[g]` on. Behind the block's own tiles may be the next one's, to be asked for.
     pub(crate) keys: &'a [E],
-    pub(crate) keys_at: &'a [usize; TILES],
+    pub(crate) keys_at: &'a [usize],
     /// Row j of group g begins at `values_at[g] + j × stride`; all are whole vectors.
     pub(crate) values: &'a [E],
     pub(crate) values_at: &'a [usize; TILES],
@@ -96,38 +96,33 @@ pub(crate) struct Block<'a, E> {
     pub(crate) len: usize,
     /// Whether it comes from memory, and is read once.
     pub(crate) ahead: bool,
-    /// Tiles of the next block's keys that are wanted soon.
-    pub(crate) next: &'a [usize],
-    /// Numbers of a tile.
-    pub(crate) tile: usize,
 }
 
 impl<'a> Block<'a, f32> {
     /// One that was widened, `keys_at` and `values_at` within it.
     pub(crate) fn wide(
         keys: &'a [f32],
-        keys_at: &'a [usize; TILES],
+        keys_at: &'a [usize],
         values: &'a [f32],
         values_at: &'a [usize; TILES],
         stride: usize,
         len: usize,
     ) -> Self {
-        let (key_scales, value_scales, next) = (&[][..], &[][..], &[][..]);
-        Block { keys, keys_at, values, values_at, stride, key_scales, value_scales, len, ahead: false, next, tile: 0 }
+        let (key_scales, value_scales) = (&[][..], &[][..]);
+        Block { keys, keys_at, values, values_at, stride, key_scales, value_scales, len, ahead: false }
     }
 }
 
-impl<E: Num> Block<'_, E> {
-    /// Asks for step `i` of `steps` of the next block's keys.
+impl<'a, E> Block<'a, E> {
+    /// What is wanted while the values of group `g` are added: those of the group after the next, and a tile of the next block's keys.
     #[inline(always)]
-    pub(crate) fn fetch_next<S: Simd>(&self, s: S, i: usize, steps: usize) {
-        let lines = self.tile * size_of::<E>() / LINE;
-        let all = self.next.len() * lines;
-        for l in i * all / steps..(i + 1) * all / steps {
-            if let Some(x) = self.keys.get(self.next[l / lines] + l % lines * (LINE / size_of::<E>())) {
-                s.fetch_far(x);
-            }
+    pub(crate) fn wanted(&self, g: usize) -> [&'a [E]; 2] {
+        let from = |x: &'a [E], at: Option<&usize>| at.and_then(|&at| x.get(at..)).unwrap_or_default();
+        if !self.ahead {
+            return [&[], &[]];
         }
+        let values = self.values_at.get(g + 2).filter(|_| (g + 2) * GROUP < self.len);
+        [from(self.values, values), from(self.keys, self.keys_at.get(TILES + g))]
     }
 }
 

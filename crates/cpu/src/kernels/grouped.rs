@@ -98,30 +98,24 @@ impl Band<'_> {
         until: usize,
         sees: impl Fn(usize) -> usize,
     ) {
-        let keys_from = |from: usize, at: &mut [usize; TILES]| {
-            let n = self.end().saturating_sub(from).min(SPLIT).div_ceil(GROUP);
-            for g in 0..n {
-                at[g] = self.k.at(from + g * GROUP, self.head);
-            }
-            n
-        };
-        let (mut keys_at, mut values_at, mut next) = ([0; TILES], [0; TILES], [0; TILES]);
-        for g in 0..keys_from(from, &mut keys_at) {
-            values_at[g] = self.v.at(from + g * GROUP, self.head);
+        let len = SPLIT.min(self.end() - from);
+        let end = if until > from + SPLIT { self.end() } else { from + len };
+        let (mut keys_at, mut values_at) = ([0; 2 * TILES], [0; TILES]);
+        let wanted = keys_at.iter_mut().zip((from..end).step_by(GROUP));
+        let tiles = wanted.map(|(at, p)| *at = self.k.at(p, self.head)).count();
+        for (at, p) in values_at.iter_mut().zip((from..from + len).step_by(GROUP)) {
+            *at = self.v.at(p, self.head);
         }
-        let soon = if from + SPLIT < until { keys_from(from + SPLIT, &mut next) } else { 0 };
         let block = Block {
             keys,
-            keys_at: &keys_at,
+            keys_at: &keys_at[..tiles],
             values,
             values_at: &values_at,
             stride: self.v_dim,
             key_scales,
             value_scales,
-            len: SPLIT.min(self.end() - from),
+            len,
             ahead: true,
-            next: &next[..soon],
-            tile: self.dim * GROUP,
         };
         flash.block(s, block, sees);
     }

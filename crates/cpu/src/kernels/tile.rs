@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use fathom_core::dtype::RUN;
 use half::f16;
 
-use super::attend::{Block, Num, SPLIT, Scores};
+use super::attend::{Block, Num, Scores};
 use crate::kv::{GROUP, scales_at};
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -112,8 +112,10 @@ pub(crate) fn widen<S: Simd, E: Num>(s: S, x: &[E], out: &mut [f32]) {
     }
 }
 
-/// Bytes of a cache line.
-pub(crate) const LINE: usize = 64;
+/// Vectors of a cache line.
+const fn line<E>() -> usize {
+    if size_of::<[E; LANES]>() < 64 { 64 / size_of::<[E; LANES]>() } else { 1 }
+}
 
 /// `Σ_d q[d][t] · tiles[p][d]`, one d after the other, times `scales[p][d / 32]` if elements have scales.
 #[inline(always)]
@@ -133,7 +135,7 @@ pub(crate) fn dots<S: Simd, E: Num, const T: usize, const P: usize>(
     let mut scale = [s.zero(); P];
     for d in 0..dim {
         // Tiles are too short and too far apart for processors to read ahead by themselves.
-        if d.is_multiple_of(LINE / size_of::<[E; LANES]>()) {
+        if d.is_multiple_of(line::<E>()) {
             for p in 0..P {
                 if let Some(x) = ahead[0][p].get(d) {
                     s.fetch(x);
@@ -293,7 +295,6 @@ impl<E: Num> Tiled for Mix<'_, E> {
         let weights: &[Scores; T] = weights.first_chunk().expect("invariant: a tile has weights for its queries");
         let mut c = 0;
         while c < width {
-            block.fetch_next(s, from / STRETCH * (width / LANES) + c / LANES, SPLIT / STRETCH * (width / LANES));
             c += match (width - c) / LANES {
                 4.. if S::QUERIES > 2 && (T == 1 || S::TILE >= 8) => {
                     mix_tile::<S, E, T, 4>(s, weights, block, from, to, c, width, out)
@@ -342,8 +343,24 @@ fn mix_tile<S: Simd, E: Num, const T: usize, const C: usize>(
                 s.store(s.load_f16(d), &mut scales[i]);
             }
         }
-        let rows = block.values[block.values_at[first / GROUP]..].chunks_exact(block.stride);
+        let g = first / GROUP;
+        let ahead = block.wanted(g);
+        let rows = block.values[block.values_at[g]..].chunks_exact(block.stride);
         for (j, row) in rows.take(GROUP.min(to - first)).enumerate() {
+            // A line at a time: requests that a processor has no room for are dropped.
+            for i in 0..C {
+                let (vector, at) = (c / LANES + i, j * block.stride + c + i * LANES);
+                if vector % line::<E>() == 0
+                    && let Some(x) = ahead[0].get(at)
+                {
+                    s.fetch(x);
+                }
+                if vector % line::<E>() == line::<E>() / 2
+                    && let Some(x) = ahead[1].get(at - line::<E>() / 2 * LANES)
+                {
+                    s.fetch_far(x);
+                }
+            }
             let row = &row[c..c + C * LANES].as_chunks::<LANES>().0[..C];
             let mut x = [s.zero(); C];
             for i in 0..C {
