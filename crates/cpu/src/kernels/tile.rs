@@ -344,20 +344,22 @@ fn mix_tile<S: Simd, E: Num, const T: usize, const C: usize>(
             }
         }
         let g = first / GROUP;
-        let ahead = block.wanted(g);
+        // Line by line while rows pass: requests that a processor has no room for are dropped.
+        let [values, keys] = block.wanted(g);
+        let mut ask = [&[] as &[E]; C];
+        for i in 0..C {
+            let at = c + i * LANES;
+            ask[i] = match at / LANES % line::<E>() {
+                0 => values.get(at..),
+                l if l == line::<E>() / 2 => keys.get(at - l * LANES..),
+                _ => None,
+            }
+            .unwrap_or_default();
+        }
         let rows = block.values[block.values_at[g]..].chunks_exact(block.stride);
         for (j, row) in rows.take(GROUP.min(to - first)).enumerate() {
-            // A line at a time: requests that a processor has no room for are dropped.
             for i in 0..C {
-                let (vector, at) = (c / LANES + i, j * block.stride + c + i * LANES);
-                if vector % line::<E>() == 0
-                    && let Some(x) = ahead[0].get(at)
-                {
-                    s.fetch(x);
-                }
-                if vector % line::<E>() == line::<E>() / 2
-                    && let Some(x) = ahead[1].get(at - line::<E>() / 2 * LANES)
-                {
+                if let Some(x) = ask[i].get(j * block.stride) {
                     s.fetch_far(x);
                 }
             }
