@@ -4,8 +4,8 @@
 //! Where an operation's output shape is not obvious from its arguments, the function returns it.
 
 use crate::{
-    AttendSpec, ConvSpec, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvStream, KvView, LatentSpec, Outputs,
-    Proj, Resident, ResidentExperts, Result, RouteSpec, Routing, Shape, Spans, Tensor, Weight,
+    AttendSpec, ConvSpec, DType, Error, Experts, GroupNormSpec, HeadProj, KvCache, KvStream, KvView, LatentSpec,
+    Outputs, Proj, Resident, ResidentExperts, Result, RouteSpec, Routing, Shape, Spans, Tensor, Weight,
 };
 
 /// Checks a shape condition of a tensor argument.
@@ -157,6 +157,14 @@ fn stream(op: &'static str, arg: &'static str, cache: &KvCache, expected: KvStre
     that(cache.stream == expected, op, arg, cache.data.shape, || {
         format!("a cache of {expected:?}, not {:?}", cache.stream)
     })
+}
+
+/// Caches hold numbers as they are or in q8_0.
+pub fn kv_alloc(dtype: DType) -> Result<()> {
+    match dtype {
+        DType::F32 | DType::F16 | DType::Q8_0 => Ok(()),
+        DType::U32 => Err(Error::Type { op: "kv_alloc", expected: "f32, f16 or q8_0", found: dtype.name() }),
+    }
 }
 
 /// `x` has the cache's width and a slot per row.

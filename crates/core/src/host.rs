@@ -9,7 +9,7 @@ use half::f16;
 use half::vec::HalfBitsVecExt;
 
 use crate::dtype::RUN;
-use crate::{Buffer, DType, Error, KvCache, KvStream, Result, Shape, Storage, Tensor};
+use crate::{Buffer, DType, Error, KvCache, KvStream, Result, Shape, Storage, Tensor, check};
 
 /// Elements in host memory. Vectors are at least as long as their tensor's shape says.
 pub enum HostData {
@@ -129,9 +129,7 @@ impl HostArena {
     /// # Errors
     /// If caches have no such type.
     pub fn cache(self: &Arc<Self>, slots: usize, stream: KvStream, dtype: DType) -> Result<KvCache> {
-        if dtype == DType::U32 {
-            return Err(Error::Type { op: "kv_alloc", expected: "f32, f16 or q8_0", found: dtype.name() });
-        }
+        check::kv_alloc(dtype)?;
         let (heads, dim) = stream.heads();
         let mut data = self.alloc(Shape::new(&[slots, heads, dim]), dtype);
         data.shape = Shape::matrix(slots, stream.width());

@@ -25,6 +25,8 @@ pub(crate) const TILES: usize = SPLIT / GROUP;
 pub(crate) trait Num: Copy + Send + Sync {
     /// Whether what is loaded is still to be multiplied with a scale.
     const SCALED: bool = false;
+    /// Most queries of which every tile widens for itself; more share the work.
+    const DIRECT: usize = usize::MAX;
     /// Sixteen of them, widened.
     fn load<S: Simd>(s: S, x: &[Self; 16]) -> S::F;
     /// One, widened.
@@ -56,6 +58,7 @@ impl Num for f16 {
 /// Signed bytes of q8_0.
 impl Num for u8 {
     const SCALED: bool = true;
+    const DIRECT: usize = 4 * MOST;
     #[inline(always)]
     fn load<S: Simd>(s: S, x: &[u8; 16]) -> S::F {
         s.load_i8(x)

@@ -8,6 +8,9 @@ use crate::kv::{GROUP, History, Numbers};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
 
+/// Most queries for which a block is asked for ahead: with more, it is computed with for longer than it is read.
+const FEW: usize = 4 * MOST;
+
 /// What tasks of all kinds have in common.
 #[derive(Clone, Copy)]
 pub(crate) struct Band<'a> {
@@ -55,6 +58,11 @@ impl Band<'_> {
         });
     }
 
+    /// Whether every tile of queries widens what it reads, which the portable level does slowly.
+    fn direct<S: Simd, E: Num>(&self) -> bool {
+        self.rows * self.group <= if S::QUERIES > 2 { E::DIRECT } else { MOST }
+    }
+
     /// Takes the block that begins at position `from` into `flash`, one of those before `until`; `wide` holds a block
     /// widened.
     #[inline(always)]
@@ -62,13 +70,14 @@ impl Band<'_> {
         let (seen, group, causal) = (self.seen, self.group, self.causal);
         let len = SPLIT.min(self.end() - from);
         let sees = |i: usize| if causal { (seen + i / group).saturating_sub(from) } else { len };
-        // One tile of queries widens as it goes; more share the work.
-        let few = self.k.places.grouped() && self.rows * group <= MOST && self.v_dim.is_multiple_of(LANES);
-        match (few, self.k.numbers, self.v.numbers) {
-            (true, Numbers::F16(keys), Numbers::F16(values)) => {
+        let pieces = self.k.places.grouped() && self.v_dim.is_multiple_of(LANES);
+        match (self.k.numbers, self.v.numbers) {
+            (Numbers::F16(keys), Numbers::F16(values)) if pieces && self.direct::<S, f16>() => {
                 self.stored(s, flash, (keys, &[]), (values, &[]), from, until, sees);
             }
-            (true, Numbers::Q8_0 { q: keys, d: k }, Numbers::Q8_0 { q: values, d: v }) => {
+            (Numbers::Q8_0 { q: keys, d: k }, Numbers::Q8_0 { q: values, d: v })
+                if pieces && self.direct::<S, u8>() =>
+            {
                 self.stored(s, flash, (keys, k), (values, v), from, until, sees);
             }
             _ => {
@@ -115,7 +124,7 @@ impl Band<'_> {
             key_scales,
             value_scales,
             len,
-            ahead: true,
+            ahead: self.rows * self.group <= FEW,
         };
         flash.block(s, block, sees);
     }

@@ -329,6 +329,7 @@ fn mix_tile<S: Simd, E: Num, const T: usize, const C: usize>(
         }
     }
     for first in (from..to).step_by(GROUP) {
+        let g = first / GROUP;
         let mut w = [&[0.0; GROUP]; T];
         for t in 0..T {
             w[t] = weights[t][first..first + GROUP].as_array().expect("invariant: a group of weights");
@@ -336,14 +337,13 @@ fn mix_tile<S: Simd, E: Num, const T: usize, const C: usize>(
         // A scale for every row and vector: a run is two of these.
         let mut scales = [[0.0; GROUP]; C];
         if E::SCALED {
-            let at = scales_at(block.values_at[first / GROUP], block.stride);
+            let at = scales_at(block.values_at[g], block.stride);
             for i in 0..C {
                 let at = at + (c / LANES + i) / (RUN / LANES) * GROUP;
                 let d = block.value_scales[at..at + GROUP].as_array().expect("invariant: a slice of sixteen");
                 s.store(s.load_f16(d), &mut scales[i]);
             }
         }
-        let g = first / GROUP;
         // Line by line while rows pass: requests that a processor has no room for are dropped.
         let [values, keys] = block.wanted(g);
         let mut ask = [&[] as &[E]; C];
