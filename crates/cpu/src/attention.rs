@@ -10,7 +10,7 @@ use crate::kv::{CacheMemory, History, Numbers, Places};
 use crate::pool::Grid;
 use crate::{Cpu, DEVICE};
 
-/// Queries that share a block of keys and values widened.
+/// Queries that share a block of keys and values.
 const QUERIES: usize = 96;
 /// Most queries of a span whose blocks are tasks of their own: few queries against a long cache.
 const FEW: usize = 48;
