@@ -234,7 +234,7 @@ fn main() {
             ffn(&cpu, format::Q4_K, 1536, 8960, 8);
         }
         if want("attend") {
-            for (heads, kv_heads) in [(12, 2), (32, 8), (32, 32)] {
+            for (heads, kv_heads) in [(12, 2), (28, 4), (32, 8), (32, 32)] {
                 for (rows, depth) in [(1, 512), (1, 4096), (1, 16384), (4, 4096), (512, 0), (512, 3584)] {
                     CACHES.iter().for_each(|&dtype| attend(&cpu, [heads, kv_heads, 128], rows, depth, dtype));
                 }

@@ -97,7 +97,7 @@ pub(crate) struct Block<'a, E> {
     pub(crate) value_scales: &'a [f16],
     /// Positions.
     pub(crate) len: usize,
-    /// Whether it comes from memory, and is read once.
+    /// Whether it is read where the cache lies, so that what is next is asked for.
     pub(crate) ahead: bool,
 }
 

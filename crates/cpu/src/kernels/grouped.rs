@@ -8,9 +8,6 @@ use crate::kv::{GROUP, History, Numbers};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Simd};
 
-/// Most queries for which a block is asked for ahead: with more, it is computed with for longer than it is read.
-const FEW: usize = 4 * MOST;
-
 /// What tasks of all kinds have in common.
 #[derive(Clone, Copy)]
 pub(crate) struct Band<'a> {
@@ -124,7 +121,7 @@ impl Band<'_> {
             key_scales,
             value_scales,
             len,
-            ahead: self.rows * self.group <= FEW,
+            ahead: true,
         };
         flash.block(s, block, sees);
     }
