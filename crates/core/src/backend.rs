@@ -368,6 +368,12 @@ pub trait Backend: Send + Sync {
     /// Several projections of the same input: one quantisation of `x`, one region.
     fn linear(&self, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs>;
 
+    /// A [`Backend::linear`] after which an error of rounding drifts and does not jump: no experts are chosen by what follows, and no
+    /// guidance multiplies it. A backend may round more than there.
+    fn linear_steady(&self, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs> {
+        self.linear(x, projs)
+    }
+
     /// `x · headᵀ`, `[rows, vocab]`. A [`Backend::linear`] whose outputs nothing else is computed from, so that an error of rounding
     /// stays what it is: a backend may round more than there.
     fn logits(&self, x: &Tensor, head: &Resident) -> Result<Tensor> {

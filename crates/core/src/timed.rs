@@ -127,6 +127,11 @@ impl Backend for Timed {
         self.time("linear", outputs, |b| b.linear(x, projs))
     }
 
+    fn linear_steady(&self, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs> {
+        let outputs = projs.iter().map(|p| p.weight.rows).sum();
+        self.time("linear", outputs, |b| b.linear_steady(x, projs))
+    }
+
     fn logits(&self, x: &Tensor, head: &Resident) -> Result<Tensor> {
         self.time("logits", head.rows, |b| b.logits(x, head))
     }

@@ -20,7 +20,7 @@ use crate::kernels::picture::{Gelu, LayerNorm};
 use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
 use crate::kv::{self, CacheMemory, NumbersMut};
-use crate::matrix::{Held, Matrix, pairs};
+use crate::matrix::{Held, Matrix, Way, pairs};
 use crate::memory::{self, Memory};
 use crate::pack::{self, Layout, Packed};
 use crate::product::{Order, Part, Rounded};
@@ -328,6 +328,16 @@ impl Backend for Cpu {
 
     fn linear(&self, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs> {
         self.project("linear", &self.fine, x, projs)
+    }
+
+    fn linear_steady(&self, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs> {
+        let op = "linear_steady";
+        let mut coarse = true;
+        for p in projs {
+            let way = self.way(&self.held(op, p.weight)?.each[0]);
+            coarse &= matches!(way, Way::Packed(layout) if layout.is_k());
+        }
+        if coarse { self.project(op, &self.coarse, x, projs) } else { self.project(op, &self.fine, x, projs) }
     }
 
     fn logits(&self, x: &Tensor, head: &Resident) -> Result<Tensor> {

@@ -81,6 +81,11 @@ impl Layout {
         Some(Layout { bits, offset, scales })
     }
 
+    /// Whether this is a K format: super-blocks of 256 columns.
+    pub(crate) fn is_k(self) -> bool {
+        matches!(self.scales, Scales::K | Scales::K16)
+    }
+
     /// Bytes of the codes of one block.
     pub(crate) fn code_bytes(self) -> usize {
         64 * self.bits

@@ -142,7 +142,7 @@ impl Cpu {
         self.rectangles(op, Rows { x, acts, brains, cols }, bands, experts, parts, outs)
     }
 
-    fn way(&self, m: &Matrix) -> Way {
+    pub(crate) fn way(&self, m: &Matrix) -> Way {
         match self.precision {
             Precision::Fast => m.fast_way(self.reads_pairs()),
             Precision::Exact => Way::Widened,

@@ -14,6 +14,8 @@ pub struct Linear {
     pub bias: Option<Resident>,
     /// What is added to the weight's product.
     pub adapter: Option<LowRank>,
+    /// Whether an error of rounding only drifts from here on ([`Backend::linear_steady`]).
+    pub steady: bool,
 }
 
 /// A matrix of low rank (LoRA; Hu et al. 2021).
@@ -28,7 +30,7 @@ pub struct LowRank {
 impl Linear {
     /// A projection as it is stored.
     pub fn new(weight: Resident, bias: Option<Resident>) -> Self {
-        Linear { weight, bias, adapter: None }
+        Linear { weight, bias, adapter: None, steady: false }
     }
 
     /// The view that a backend takes: without the adapter.
@@ -45,7 +47,8 @@ impl Linear {
 /// Applies up to four projections to the same `x: [tokens, in]`, in one region of the backend.
 pub fn project(b: &dyn Backend, x: &Tensor, linears: &[&Linear]) -> Result<Outputs> {
     let projs: ArrayVec<Proj<'_>, 4> = linears.iter().map(|l| l.proj()).collect();
-    let ys = b.linear(x, &projs)?;
+    let steady = linears.iter().all(|l| l.steady);
+    let ys = if steady { b.linear_steady(x, &projs) } else { b.linear(x, &projs) }?;
     let downs: ArrayVec<Proj<'_>, 4> =
         linears.iter().filter_map(|l| l.adapter.as_ref()).map(|low| Proj { weight: &low.a, bias: None }).collect();
     if downs.is_empty() {

@@ -110,8 +110,14 @@ pub fn demanded(spec: &ModelSpec) -> Vec<Demand> {
             0
         }
     }
-    let mut loader =
-        Loader { finder: Finder::new(&Nothing), backend: None, progress: &mut |_, _| {}, done: 0, error: None };
+    let mut loader = Loader {
+        finder: Finder::new(&Nothing),
+        backend: None,
+        progress: &mut |_, _| {},
+        done: 0,
+        error: None,
+        steady: false,
+    };
     loader.decoder(spec, None);
     loader.finder.demanded
 }
@@ -137,7 +143,7 @@ pub(crate) struct Found {
 pub(crate) fn found(spec: &ModelSpec, source: &dyn TensorSource) -> Result<Vec<Found>> {
     let mut finder = Finder::new(source);
     finder.found = Some(Vec::new());
-    let mut loader = Loader { finder, backend: None, progress: &mut |_, _| {}, done: 0, error: None };
+    let mut loader = Loader { finder, backend: None, progress: &mut |_, _| {}, done: 0, error: None, steady: false };
     loader.decoder(spec, None);
     let found = loader.finder.found.take().unwrap_or_default();
     loader.finder.faults.or(found).map_err(Error::from)
@@ -211,8 +217,14 @@ pub fn check(spec: &ModelSpec, archive: &Archive) -> Result<Vec<String>> {
 
 /// Checks every tensor of `spec`; returns the names that it uses.
 fn checked(spec: &ModelSpec, source: &dyn TensorSource) -> Result<BTreeSet<String>> {
-    let mut loader =
-        Loader { finder: Finder::new(source), backend: None, progress: &mut |_, _| {}, done: 0, error: None };
+    let mut loader = Loader {
+        finder: Finder::new(source),
+        backend: None,
+        progress: &mut |_, _| {},
+        done: 0,
+        error: None,
+        steady: false,
+    };
     loader.decoder(spec, None);
     let used = loader.finder.used;
     loader.finder.faults.or(used).map_err(Error::from)
@@ -229,7 +241,8 @@ pub fn load(
     progress: Progress<'_>,
 ) -> Result<Decoder> {
     checked(spec, source)?;
-    let mut loader = Loader { finder: Finder::new(source), backend: Some(&*backend), progress, done: 0, error: None };
+    let mut loader =
+        Loader { finder: Finder::new(source), backend: Some(&*backend), progress, done: 0, error: None, steady: false };
     let decoder = loader.decoder(spec, Some(backend.clone()));
     match (decoder, loader.error) {
         (Some(decoder), None) => Ok(decoder),
@@ -355,6 +368,8 @@ pub(crate) struct Loader<'a> {
     progress: Progress<'a>,
     done: u64,
     error: Option<Error>,
+    /// Whether the model's attention may round more ([`Backend::linear_steady`]).
+    steady: bool,
 }
 
 impl Loader<'_> {
@@ -459,6 +474,7 @@ impl Loader<'_> {
 
     fn decoder(&mut self, spec: &ModelSpec, backend: Option<Arc<dyn Backend>>) -> Option<Decoder> {
         let (vocab, dim) = (spec.vocab, spec.dim);
+        self.steady = spec.pictures.is_none() && spec.layers.iter().all(|l| matches!(l.ffn, Ffn::Dense { .. }));
         let embed = TensorId::global(Slot::TokenEmbd);
         let embed = if spec.tied { self.matrix(embed, vocab, dim) } else { self.table(embed, vocab, dim) };
         let layers: Vec<Option<Layer>> = spec.layers.iter().enumerate().map(|(i, l)| self.layer(l, i, dim)).collect();
@@ -540,7 +556,9 @@ impl Loader<'_> {
         });
         let scale = (head_dim as f64).powf(-0.5) as f32;
         let spec = AttendSpec { heads, kv_heads, head_dim, v_dim: head_dim, scale, mask: Mask::Causal };
-        Some(Gqa { spec, q: q?, k: k?, v: v?, out: out?, qk_norm: flatten(norms)? })
+        let steady = self.steady;
+        let [q, k, v, out] = [q?, k?, v?, out?].map(|l| Linear { steady, ..l });
+        Some(Gqa { spec, q, k, v, out, qk_norm: flatten(norms)? })
     }
 
     fn mla(&mut self, spec: &Mixer, i: usize, dim: usize) -> Option<Mla> {

@@ -38,8 +38,8 @@ pub(super) fn cases(s: &mut Suite) {
         cut_rows(s, &format!("linear {name}"), n, &|b, from, to| {
             let w = b.upload(&w)?;
             let x = matrix(b, to - from, w.cols, &x[from * w.cols..to * w.cols])?;
-            let (y, z) = (b.linear(&x, &[bare(&w)])?.remove(0), b.logits(&x, &w)?);
-            b.concat_cols(&y, &z)
+            let y = b.concat_cols(&b.linear(&x, &[bare(&w)])?[0], &b.logits(&x, &w)?)?;
+            b.concat_cols(&y, &b.linear_steady(&x, &[bare(&w)])?[0])
         });
     }
     blocks(s, &mut rng, n);

@@ -69,8 +69,9 @@ pub(super) fn cases(s: &mut Suite) {
                 });
             }
             let (w, x) = (weight(&mut rng, f, 65, cols), normals(&mut rng, 5 * cols));
-            s.like_reference(format!("logits {f} [65, {cols}] × 5"), bound, &|b| {
-                Ok(vec![b.logits(&matrix(b, 5, cols, &x)?, &b.upload(&w)?)?])
+            s.like_reference(format!("logits and steady {f} [65, {cols}] × 5"), bound, &|b| {
+                let (w, x) = (b.upload(&w)?, matrix(b, 5, cols, &x)?);
+                Ok(vec![b.logits(&x, &w)?, b.linear_steady(&x, &[bare(&w)])?.remove(0)])
             });
         }
     }
