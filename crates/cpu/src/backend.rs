@@ -16,14 +16,15 @@ use fathom_core::{
 use crate::attention::Bands;
 use crate::gemm::Products;
 use crate::kernels::gemm::Strided;
+use crate::kernels::packed::Act;
 use crate::kernels::picture::{Gelu, LayerNorm};
 use crate::kernels::route::{route_row, route_scratch};
 use crate::kernels::rows::{AddScaled, RmsNorm, Rope, SwiGlu};
 use crate::kv::{self, CacheMemory, NumbersMut};
-use crate::matrix::{Held, Matrix, Way, pairs};
+use crate::matrix::{Held, Matrix, pairs};
 use crate::memory::{self, Memory};
 use crate::pack::{self, Layout, Packed};
-use crate::product::{Order, Part, Rounded};
+use crate::product::{After, Order, Part, Rounded};
 use crate::scratch::Scratch;
 use crate::simd::Isa;
 use crate::{DEVICE, Level, Pool};
@@ -58,10 +59,12 @@ pub struct Cpu {
     pub(crate) scratch: Scratch<f32>,
     /// A packed panel for each thread.
     pub(crate) panels: Scratch<u8>,
-    /// Activations of feed-forward networks and of the head, rounded.
+    /// Activations of one digit.
     pub(crate) coarse: Mutex<Rounded<1>>,
-    /// All others.
+    /// Activations of two.
     pub(crate) fine: Mutex<Rounded<2>>,
+    /// Hidden layers of feed-forward networks, in one digit or two.
+    pub(crate) hidden: Mutex<(Vec<Act<1>>, Vec<Act<2>>)>,
     /// What the products of training multiply; `None`: this backend serves.
     pub(crate) training: Option<Products>,
     /// The right factor of a product of training, packed.
@@ -131,6 +134,7 @@ impl Cpu {
             panels: Scratch::new(pool.threads()),
             coarse: Mutex::default(),
             fine: Mutex::default(),
+            hidden: Mutex::default(),
             training,
             packed: Mutex::default(),
             tiles: Scratch::new(pool.threads()),
@@ -218,13 +222,7 @@ impl Cpu {
         Ok(Part { each: &self.held(op, p.weight)?.each, rows: p.weight.rows, bias })
     }
 
-    fn project<const DIGITS: usize>(
-        &self,
-        op: &'static str,
-        rounded: &Mutex<Rounded<DIGITS>>,
-        x: &Tensor,
-        projs: &[Proj<'_>],
-    ) -> Result<Outputs> {
+    fn project(&self, op: &'static str, after: After, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs> {
         check::linear(x, projs)?;
         let xs = self.arena.f32s(op, x)?;
         let mut outs = Outputs::new();
@@ -239,7 +237,7 @@ impl Cpu {
                 let xs = Strided::rows(xs, cols);
                 self.trained_products(op, products, xs, cols, bands, experts, &parts, &mut outs)?;
             }
-            None => self.products(op, rounded, xs, cols, bands, experts, &parts, &mut outs)?,
+            None => self.products(op, after, xs, cols, bands, experts, &parts, &mut outs)?,
         }
         Ok(outs)
     }
@@ -327,21 +325,15 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs> {
-        self.project("linear", &self.fine, x, projs)
+        self.project("linear", After::Attention, x, projs)
     }
 
     fn linear_steady(&self, x: &Tensor, projs: &[Proj<'_>]) -> Result<Outputs> {
-        let op = "linear_steady";
-        let mut coarse = true;
-        for p in projs {
-            let way = self.way(&self.held(op, p.weight)?.each[0]);
-            coarse &= matches!(way, Way::Packed(layout) if layout.is_k());
-        }
-        if coarse { self.project(op, &self.coarse, x, projs) } else { self.project(op, &self.fine, x, projs) }
+        self.project("linear_steady", After::Steady, x, projs)
     }
 
     fn logits(&self, x: &Tensor, head: &Resident) -> Result<Tensor> {
-        Ok(self.project("logits", &self.coarse, x, &[Proj { weight: head, bias: None }])?.remove(0))
+        Ok(self.project("logits", After::Little, x, &[Proj { weight: head, bias: None }])?.remove(0))
     }
 
     fn ffn(&self, x: &Tensor, gate: Proj<'_>, up: Proj<'_>, down: Proj<'_>) -> Result<Tensor> {
@@ -360,10 +352,10 @@ impl Backend for Cpu {
         )? {
             return Ok(out.remove(0));
         }
-        let mut both = self.project(op, &self.coarse, x, &[gate, up])?;
+        let mut both = self.project(op, After::Little, x, &[gate, up])?;
         let (up, gate) = (both.pop().expect("invariant: two outputs"), both.pop().expect("invariant: two outputs"));
         let h = self.swiglu(gate, &up)?;
-        Ok(self.project(op, &self.coarse, &h, &[down])?.remove(0))
+        Ok(self.project(op, After::Little, &h, &[down])?.remove(0))
     }
 
     fn linear_experts(&self, x: &Tensor, routing: &Routing, projs: &[&ResidentExperts]) -> Result<Outputs> {

@@ -1,7 +1,7 @@
 //! Products with weights: several projections, one matrix or many experts, in one region.
 //!
-//! In fast precision activations are rounded: to one digit for feed-forward networks and the head, to two for everything else. What
-//! attention reads needs the second digit most (softmax amplifies it, and all later positions see it) and costs least.
+//! In fast precision activations are rounded, to one digit or to two ([`After`]). What attention reads needs the second digit most (softmax
+//! amplifies it, and all later positions see it) and costs least.
 //!
 //! Rows arrive sorted into bands, one per expert in use (a plain linear layer is one band and one expert). A task is a band times a block
 //! of a projection's outputs.
@@ -35,13 +35,25 @@ pub(crate) struct Part<'a> {
     pub(crate) bias: Option<&'a [f32]>,
 }
 
+/// What an error of rounding does after a product, which decides how many digits activations get.
+#[derive(Clone, Copy)]
+pub(crate) enum After {
+    /// Attention amplifies it, and experts may be chosen by it: two digits.
+    Attention,
+    /// The same without experts ([`Backend::linear_steady`](fathom_core::Backend::linear_steady)): one digit does for K formats, which llama.cpp
+    /// multiplies with one scale for 256 activations.
+    Steady,
+    /// Little: one digit, unless two are no slower.
+    Little,
+}
+
 /// Memory for activations rounded to `DIGITS` digits.
 #[derive(Default)]
 pub(crate) struct Rounded<const DIGITS: usize> {
     /// For packed weights.
     pub(crate) acts: Vec<Act<DIGITS>>,
-    /// The hidden layer of a feed-forward network, likewise.
-    hidden: Vec<Act<DIGITS>>,
+    /// The same before they are sorted.
+    unsorted: Vec<Act<DIGITS>>,
     /// For bfloat16 weights.
     brains: Vec<Brain<DIGITS>>,
 }
@@ -106,9 +118,40 @@ impl Order {
 }
 
 impl Cpu {
+    /// Whether activations get a second digit for these matrices.
+    fn finely(&self, after: After, parts: &[Part<'_>]) -> bool {
+        let all = |holds: &dyn Fn(Layout) -> bool| {
+            parts.iter().all(|p| matches!(self.way(&p.each[0]), Way::Packed(layout) if holds(layout)))
+        };
+        match after {
+            After::Attention => true,
+            After::Steady => !all(&Layout::is_k),
+            After::Little => self.isa.words() && all(&|layout| layout.bits == 8),
+        }
+    }
+
     /// `outs[p][t] = x[t]·Wᵀ + b` for every projection p and row t of band b with `parts[p].each[experts[b]]`.
     #[allow(clippy::too_many_arguments)]
-    pub(crate) fn products<const DIGITS: usize>(
+    pub(crate) fn products(
+        &self,
+        op: &'static str,
+        after: After,
+        x: &[f32],
+        cols: usize,
+        bands: &[usize],
+        experts: &[usize],
+        parts: &[Part<'_>],
+        outs: &mut Outputs,
+    ) -> Result<()> {
+        if self.finely(after, parts) {
+            self.rounded_products(op, &self.fine, x, cols, bands, experts, parts, outs)
+        } else {
+            self.rounded_products(op, &self.coarse, x, cols, bands, experts, parts, outs)
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn rounded_products<const DIGITS: usize>(
         &self,
         op: &'static str,
         rounded: &Mutex<Rounded<DIGITS>>,
@@ -142,7 +185,7 @@ impl Cpu {
         self.rectangles(op, Rows { x, acts, brains, cols }, bands, experts, parts, outs)
     }
 
-    pub(crate) fn way(&self, m: &Matrix) -> Way {
+    fn way(&self, m: &Matrix) -> Way {
         match self.precision {
             Precision::Fast => m.fast_way(self.reads_pairs()),
             Precision::Exact => Way::Widened,
@@ -265,8 +308,32 @@ impl Cpu {
             return Ok(false);
         }
         let [gate, up, down] = parts;
-        let mut memory = lock(&self.coarse);
-        let Rounded { acts, hidden, brains } = &mut *memory;
+        let mut hidden = lock(&self.hidden);
+        let (one, two) = &mut *hidden;
+        match [self.finely(After::Little, &[gate, up]), self.finely(After::Little, &[down])] {
+            [false, false] => self.gated_rounded(op, &self.coarse, one, x, order, parts, cols, outs),
+            [false, true] => self.gated_rounded(op, &self.coarse, two, x, order, parts, cols, outs),
+            [true, false] => self.gated_rounded(op, &self.fine, one, x, order, parts, cols, outs),
+            [true, true] => self.gated_rounded(op, &self.fine, two, x, order, parts, cols, outs),
+        }?;
+        Ok(true)
+    }
+
+    /// The same with `X` digits for what it reads, and `H` for the hidden layer.
+    #[allow(clippy::too_many_arguments)]
+    fn gated_rounded<const X: usize, const H: usize>(
+        &self,
+        op: &'static str,
+        rounded: &Mutex<Rounded<X>>,
+        hidden: &mut Vec<Act<H>>,
+        x: &[f32],
+        order: Option<(&Order, usize)>,
+        [gate, up, down]: [Part<'_>; 3],
+        cols: usize,
+        outs: &mut Outputs,
+    ) -> Result<()> {
+        let mut memory = lock(rounded);
+        let Rounded { acts, unsorted, .. } = &mut *memory;
         let all = [0, x.len() / cols];
         let (bands, experts) = match order {
             None => {
@@ -275,16 +342,16 @@ impl Cpu {
             }
             Some((order, sharing)) => {
                 // Rounded before they are sorted: a token's experts share its rounding.
-                self.quantise(x, cols, hidden);
-                self.gather_acts(hidden, Act::<1>::stride(cols), order, sharing, acts);
+                self.quantise(x, cols, unsorted);
+                self.gather_acts(unsorted, Act::<X>::stride(cols), order, sharing, acts);
                 (&order.bands[..], &order.experts[..])
             }
         };
         let rows = *bands.last().expect("invariant: bands have an end");
         if rows == 0 {
-            return Ok(true);
+            return Ok(());
         }
-        let (wide, stride) = (gate.rows, Act::<1>::stride(gate.rows));
+        let (wide, stride) = (gate.rows, Act::<H>::stride(gate.rows));
         if hidden.len() < rows * stride {
             hidden.resize(rows * stride, Act::ZERO);
         }
@@ -314,9 +381,8 @@ impl Cpu {
                 }
             }
         });
-        let x = Rows { x: &[], acts: hidden, brains, cols: wide };
-        self.rectangles(op, x, bands, experts, &[down], outs)?;
-        Ok(true)
+        let x = Rows { x: &[], acts: hidden, brains: &[], cols: wide };
+        self.rectangles(op, x, bands, experts, &[down], outs)
     }
 
     /// Rounded rows in sorted order: slot s reads row `s / sharing`.
@@ -409,7 +475,7 @@ impl Cpu {
             outs.push(self.arena.alloc(Shape::matrix(x.rows(), p.each.rows), DType::F32));
             parts.push(self.part(op, Proj { weight: &p.each, bias: None })?);
         }
-        self.products(op, &self.coarse, xs, x.cols(), &order.bands, &order.experts, &parts, &mut outs)?;
+        self.products(op, After::Little, xs, x.cols(), &order.bands, &order.experts, &parts, &mut outs)?;
         Ok(outs)
     }
 

@@ -12,9 +12,6 @@ use crate::pack::{BLOCK, GROUP, Layout, ROWS, Scales};
 use crate::pool::Rect;
 use crate::simd::{Kernel, LANES, Levels, Quants, Simd};
 
-/// Base of the digits of activations.
-const BASE: f32 = 128.0;
-
 /// A block of 32 activations as levels q of `DIGITS` digits.
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
@@ -31,7 +28,7 @@ impl<const DIGITS: usize> Act<DIGITS> {
     /// Zeros.
     pub(crate) const ZERO: Self = Act { quants: Quants::ZERO, scale: 0.0, total: 0.0 };
     /// The highest level.
-    const TOP: f32 = if DIGITS == 1 { 127.0 } else { 127.0 * BASE };
+    const TOP: f32 = if DIGITS == 1 { 127.0 } else { 127.0 * 128.0 };
 
     /// Blocks from one row to the next: one more than a row has, so that rows do not lie a power of two apart in
     /// the cache.
@@ -66,23 +63,7 @@ impl<const DIGITS: usize> Kernel for Quantise<'_, DIGITS> {
                 let (qa, qb) = (s.round(s.mul(a, inverse)), s.round(s.mul(b, inverse)));
                 let (fa, fb) = (s.to_f(qa), s.to_f(qb));
                 let norm = s.sum(s.fma(fa, fa, s.mul(fb, fb)));
-                for (half, q) in [(0, qa), (1, qb)] {
-                    let mut rest = q;
-                    for d in 0..DIGITS {
-                        let digit = if d + 1 < DIGITS {
-                            let high = s.round(s.mul(s.to_f(rest), s.splat(1.0 / BASE)));
-                            rest = s.round(s.fma(s.to_f(high), s.splat(-BASE), s.to_f(rest)));
-                            high
-                        } else {
-                            rest
-                        };
-                        s.store_i8(
-                            digit,
-                            &mut out.quants.digits[d].as_flattened_mut().as_chunks_mut::<LANES>().0[half],
-                        );
-                    }
-                }
-                out.quants.add_up();
+                s.set_quants([qa, qb], &mut out.quants);
                 out.scale = if norm > 0.0 { s.sum(s.fma(a, fa, s.mul(b, fb))) / norm } else { 0.0 };
                 out.total = out.scale * (out.quants.sums[0] + out.quants.sums[1]) as f32;
             }
@@ -295,17 +276,15 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usiz
                 ask(s, panels, at, C::BYTES);
             }
             at += C::BYTES;
-            let levels = Block::<S, C, D, N>::new(s, bytes);
+            let levels = Block::<S, C, D, DIGITS, N>::new(s, bytes);
             let factor = D::factor(s, head, scales, j);
             for (x, acc) in x.iter().zip(&mut acc) {
                 let x = x.map(|x| &x[block]);
                 let quants = x.map(|x| &x.quants);
                 if D::HALVES {
-                    let sums = s.dots::<_, DIGITS, 2, T>(&levels, quants);
+                    let sums = s.half_dots::<_, DIGITS, T>(&levels, quants, D::halves(scales, j));
                     for i in 0..T {
-                        let scale = s.splat(x[i].scale);
-                        acc[i] = s.fma(s.to_f(sums[i][0]), s.mul(factor[0], scale), acc[i]);
-                        acc[i] = s.fma(s.to_f(sums[i][1]), s.mul(factor[1], scale), acc[i]);
+                        acc[i] = s.fma(sums[i], s.mul(head[0], s.splat(x[i].scale)), acc[i]);
                     }
                 } else {
                     let sums = s.dots::<_, DIGITS, 1, T>(&levels, quants);
@@ -335,32 +314,39 @@ trait Codes {
     fn group<S: Simd>(s: S, bytes: &[u8], g: usize) -> S::B;
 }
 
-/// A packed block for `N` tiles. It is unpacked beforehand only if several tiles share it: there are more levels than AVX2 has registers.
-struct Block<'a, S: Simd, C, D, const N: usize> {
+/// A packed block for `N` tiles and so many digits. It is unpacked beforehand only if several tiles share it: there are more levels than AVX2
+/// has registers.
+struct Block<'a, S: Simd, C, D, const DIGITS: usize, const N: usize> {
     bytes: &'a [u8],
-    unpacked: [S::B; 8],
+    /// Of every group its words, or its levels twice.
+    unpacked: [[S::B; 2]; 8],
     layout: PhantomData<(C, D)>,
 }
 
-impl<'a, S: Simd, C: Codes, D: Scaling, const N: usize> Block<'a, S, C, D, N> {
+impl<'a, S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const N: usize> Block<'a, S, C, D, DIGITS, N> {
     #[inline(always)]
     fn new(s: S, bytes: &'a [u8]) -> Self {
-        let mut unpacked = [s.splat_b(0); 8];
+        let mut unpacked = [[s.splat_b(0); 2]; 8];
         if N > 1 {
-            for (g, levels) in unpacked.iter_mut().enumerate() {
-                *levels = C::group(s, bytes, g);
+            for (g, unpacked) in unpacked.iter_mut().enumerate() {
+                let levels = C::group(s, bytes, g);
+                *unpacked = if S::WORDS && DIGITS > 1 { s.words(levels, D::OFFSET as i16) } else { [levels; 2] };
             }
         }
         Block { bytes, unpacked, layout: PhantomData }
     }
 }
 
-impl<S: Simd, C: Codes, D: Scaling, const N: usize> Levels<S> for Block<'_, S, C, D, N> {
+impl<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const N: usize> Levels<S> for Block<'_, S, C, D, DIGITS, N> {
     const BITS: u32 = C::BITS;
     const OFFSET: i32 = D::OFFSET;
     #[inline(always)]
     fn group(&self, s: S, g: usize) -> S::B {
-        if N > 1 { self.unpacked[g] } else { C::group(s, self.bytes, g) }
+        if N > 1 { self.unpacked[g][0] } else { C::group(s, self.bytes, g) }
+    }
+    #[inline(always)]
+    fn words(&self, s: S, g: usize) -> [S::B; 2] {
+        if N > 1 { self.unpacked[g] } else { s.words(C::group(s, self.bytes, g), D::OFFSET as i16) }
     }
 }
 
@@ -454,6 +440,10 @@ trait Scaling {
     fn head<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 2];
     /// Factors of block `j` of the group.
     fn factor<S: Simd>(s: S, head: [S::F; 2], bytes: &[u8], j: usize) -> [S::F; 2];
+    /// The scales, signed bytes, of the halves of block `j`, if they have any; `head` is then what they are multiplied with.
+    fn halves(_bytes: &[u8], _j: usize) -> [&[u8; 16]; 2] {
+        unreachable!("invariant: only asked where half blocks have scales")
+    }
 }
 
 #[inline(always)]
@@ -537,7 +527,10 @@ impl Scaling for ScaleK16 {
     }
     #[inline(always)]
     fn factor<S: Simd>(s: S, head: [S::F; 2], bytes: &[u8], j: usize) -> [S::F; 2] {
-        let at = 32 + j * 32;
-        [s.mul(head[0], s.load_i8(sixteen(bytes, at))), s.mul(head[1], s.load_i8(sixteen(bytes, at + 16)))]
+        Self::halves(bytes, j).map(|scales| s.mul(head[0], s.load_i8(scales)))
+    }
+    #[inline(always)]
+    fn halves(bytes: &[u8], j: usize) -> [&[u8; 16]; 2] {
+        [sixteen(bytes, 32 + j * 32), sixteen(bytes, 48 + j * 32)]
     }
 }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Kernel, Levels, Quants, Simd, proven};
+use super::{Kernel, Levels, Quants, Simd, proven, scaled, set_digits};
 
 /// Proof of AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -62,7 +62,7 @@ fn turned(v: [__m256i; 8]) -> [__m256i; 8] {
 impl Avx2 {
     proven! {
         /// All 16-bit lanes `x`.
-        fn words(self, x: i16) -> __m256i { _mm256_set1_epi16(x) }
+        fn splat_words(self, x: i16) -> __m256i { _mm256_set1_epi16(x) }
         /// Two 16-bit lanes, over and over.
         fn pair(self, x: [i16; 2]) -> __m256i { _mm256_set1_epi32(i32::from(x[1]) << 16 | i32::from(x[0]) & 0xffff) }
         /// Products in 16 bits, the lower halves.
@@ -71,63 +71,84 @@ impl Avx2 {
         fn columns(self, x: [i8; 4]) -> __m256i { _mm256_set1_epi32(i32::from_le_bytes(x.map(|v| v as u8))) }
         /// Sums of two products each, in 16 bits: unsigned bytes below 64 times signed bytes.
         fn products(self, w: __m256i, x: __m256i) -> __m256i { _mm256_maddubs_epi16(w, x) }
-        /// The same for `w − 128` of any byte `w`: 128·127·2 fits 16 bits, once.
-        fn signed_products(self, w: __m256i, x: __m256i) -> __m256i {
-            let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-        }
         /// `a + b` in 16 bits.
         fn add_words(self, a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi16(a, b) }
         /// Sums of two 16-bit products each, in 32 bits.
         fn pairs(self, a: __m256i, b: __m256i) -> __m256i { _mm256_madd_epi16(a, b) }
+        /// Sixteen signed bytes, each as two equal words.
+        fn word_pairs(self, x: &[u8; 16]) -> [__m256i; 2] {
+            let x = _mm_loadu_si128(x.as_ptr().cast());
+            [_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(x, x)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(x, x))]
+        }
+        /// Numbers of 16 bits, of every four the first and the third before the second and the fourth.
+        fn store_quads(self, q: [[__m256i; 2]; 2], out: &mut [[i8; 4]; 16]) {
+            for (half, [a, b]) in q.into_iter().enumerate() {
+                let [a, b] = [a, b].map(|x| _mm256_shuffle_epi32::<0b11_01_10_00>(x));
+                let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+                _mm256_storeu_si256(out[8 * half..8 * half + 8].as_mut_ptr().cast(), x)
+            }
+        }
     }
 
-    /// Adds the products with digits `first..first + N`. Products of bytes are added up in 16 bits as long as the sums, with levels counted
-    /// from the one that means zero, fit there, and widened once: `w − offset` and not `w` has to fit, since wrapped bits return when
-    /// `offset·Σ q` is taken away.
+    /// Sums with activations of one digit, for levels of up to six bits. Products of bytes are added up in 16 bits as long as the sums, with
+    /// levels counted from the one that means zero, fit there, and widened once, times a factor for each row of each half: `w − offset` and not
+    /// `w` has to fit, since wrapped bits return when `offset·Σ q` is taken away. Factors are pairs of equal words.
     #[inline(always)]
-    #[allow(clippy::needless_range_loop)] // several arrays in step, as in kernels
-    fn add_digits<L: Levels<Self>, const D: usize, const N: usize, const H: usize, const T: usize>(
+    fn byte_sums<L: Levels<Self>, const D: usize, const H: usize, const T: usize>(
         self,
         w: &L,
         x: [&Quants<D>; T],
-        first: usize,
-        out: &mut [[[__m256i; 2]; H]; T],
-    ) {
-        let (small, centred) = (L::BITS < 7, L::BITS < 7 && L::OFFSET != 0);
-        let run = if small { (128 >> (L::BITS - centred as u32)).min(8 / H) } else { 1 };
+        factors: [[__m256i; 2]; H],
+    ) -> [[[__m256i; 2]; H]; T] {
+        let run = (128 >> (L::BITS - (L::OFFSET != 0) as u32)).min(8 / H);
+        let mut out = [[self.splat_i(0); H]; T];
         for k in 0..8 / run {
-            let mut sums = [[[self.words(0); 2]; T]; N];
-            if centred {
-                let offset = self.words(-L::OFFSET as i16);
-                for d in 0..N {
-                    for i in 0..T {
-                        let [a, b] = x[i].pairs[first + d];
-                        let pair = if run == 8 { [a[0] + b[0], a[1] + b[1]] } else { [a, b][k * run / 4] };
-                        sums[d][i] = [self.times_words(self.pair(pair), offset); 2];
-                    }
+            let mut sums = [[self.splat_words(0); 2]; T];
+            if L::OFFSET != 0 {
+                let offset = self.splat_words(-L::OFFSET as i16);
+                for (sums, x) in sums.iter_mut().zip(x) {
+                    let [a, b] = x.pairs;
+                    let pair = if run == 8 { [a[0] + b[0], a[1] + b[1]] } else { [a, b][k * run / 4] };
+                    *sums = [self.times_words(self.pair(pair), offset); 2];
                 }
             }
             for g in k * run..(k + 1) * run {
                 let w = w.group(self, g);
-                for d in 0..N {
-                    for i in 0..T {
-                        let x = self.columns(x[i].digits[first + d][g]);
-                        for r in 0..2 {
-                            let products = if small { self.products(w[r], x) } else { self.signed_products(w[r], x) };
-                            sums[d][i][r] = self.add_words(sums[d][i][r], products);
-                        }
+                for (sums, x) in sums.iter_mut().zip(x) {
+                    let x = self.columns(x.digits[0][g]);
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = self.add_words(*sum, self.products(w, x));
                     }
                 }
             }
-            for d in 0..N {
-                let weight = self.words(if first + d + 1 < D { 128 } else { 1 });
-                for i in 0..T {
-                    let ([a, b], out) = (sums[d][i], &mut out[i][k * run * H / 8]);
-                    *out = self.add_i(*out, [self.pairs(a, weight), self.pairs(b, weight)]);
+            let half = k * run * H / 8;
+            for (out, [a, b]) in out.iter_mut().zip(sums) {
+                let [p, q] = factors[half];
+                out[half] = self.add_i(out[half], [self.pairs(a, p), self.pairs(b, q)]);
+            }
+        }
+        out
+    }
+
+    /// Sums with activations of two digits, in 16 bits from the start.
+    #[inline(always)]
+    fn word_sums<L: Levels<Self>, const D: usize, const H: usize, const T: usize>(
+        self,
+        w: &L,
+        x: [&Quants<D>; T],
+    ) -> [[[__m256i; 2]; H]; T] {
+        let mut out = [[self.splat_i(0); H]; T];
+        for h in 0..H {
+            for g in 8 / H * h..8 / H * (h + 1) {
+                for (c, w) in w.words(self, g).into_iter().enumerate() {
+                    for (out, x) in out.iter_mut().zip(x) {
+                        let x = self.columns(x.digits.as_flattened()[2 * g + c]);
+                        out[h] = self.add_i(out[h], w.map(|w| self.pairs(w, x)));
+                    }
                 }
             }
         }
+        out
     }
 }
 
@@ -141,6 +162,7 @@ impl Simd for Avx2 {
     const TILES_OF_HALVES: &'static [(usize, usize)] = &[(2, 8), (2, 4), (2, 2), (1, 1)];
     const AHEAD: usize = 1024;
     const BRAIN: bool = false;
+    const WORDS: bool = true;
     const QUERIES: usize = 6;
 
     #[inline(always)]
@@ -160,19 +182,67 @@ impl Simd for Avx2 {
         w: &L,
         x: [&Quants<D>; T],
     ) -> [[[__m256i; 2]; H]; T] {
-        let mut out = [[self.splat_i(0); H]; T];
-        if T == 1 {
-            // A lone token has registers for the sums of all its digits, which then share the unpacking.
-            self.add_digits::<L, D, D, H, T>(w, x, 0, &mut out);
+        if D == 2 {
+            self.word_sums::<L, D, H, T>(w, x)
+        } else if L::BITS < 7 {
+            self.byte_sums::<L, D, H, T>(w, x, [[self.splat_words(1); 2]; H])
         } else {
-            for d in 0..D {
-                self.add_digits::<L, D, 1, H, T>(w, x, d, &mut out);
+            // Eight bits want two digits here: this is right, and slow.
+            let mut out = [[self.splat_i(0); H]; T];
+            for (out, x) in out.iter_mut().zip(x) {
+                for (g, h) in (0..8).map(|g| (g, g * H / 8)) {
+                    out[h] = self.dot4(out[h], w.group(self, g), x.digits[0][g]);
+                }
+                let zero = if H == 1 { [x.sums[0] + x.sums[1]; 2] } else { x.sums };
+                for (out, sum) in out.iter_mut().zip(zero) {
+                    *out = self.add_i(*out, self.splat_i(-L::OFFSET * sum));
+                }
             }
+            out
         }
-        out
+    }
+
+    #[inline(always)]
+    fn half_dots<L: Levels<Self>, const D: usize, const T: usize>(
+        self,
+        w: &L,
+        x: [&Quants<D>; T],
+        scales: [&[u8; 16]; 2],
+    ) -> [[__m256; 2]; T] {
+        if D == 1 {
+            // Widening multiplies by the scales as well.
+            let factors = scales.map(|scales| self.word_pairs(scales));
+            let sums = self.byte_sums::<L, D, 2, T>(w, x, factors);
+            let mut out = [self.zero(); T];
+            for (out, [a, b]) in out.iter_mut().zip(sums) {
+                *out = self.to_f(self.add_i(a, b));
+            }
+            out
+        } else {
+            scaled(self, self.word_sums::<L, D, 2, T>(w, x), scales)
+        }
+    }
+
+    #[inline(always)]
+    fn set_quants<const D: usize>(self, q: [[__m256i; 2]; 2], out: &mut Quants<D>) {
+        if D == 2 {
+            out.sums = q.map(|q| self.sum_i(q));
+            self.store_quads(
+                q,
+                out.digits.as_flattened_mut().as_mut_array().expect("invariant: two digits are 64 bytes"),
+            );
+        } else {
+            set_digits(self, q, out);
+        }
     }
 
     proven! {
+        fn words(self, v: [__m256i; 2], offset: i16) -> [[__m256i; 2]; 2] {
+            let (low, offset) = (_mm256_set1_epi16(0xff), _mm256_set1_epi16(offset));
+            let even = |v| _mm256_sub_epi16(_mm256_and_si256(v, low), offset);
+            let odd = |v| _mm256_sub_epi16(_mm256_srli_epi16::<8>(v), offset);
+            [[even(v[0]), even(v[1])], [odd(v[0]), odd(v[1])]]
+        }
         fn ask(self, at: *const i8) { _mm_prefetch::<_MM_HINT_T0>(at) }
         fn ask_far(self, at: *const i8) { _mm_prefetch::<_MM_HINT_T1>(at) }
         fn splat(self, x: f32) -> [__m256; 2] { [_mm256_set1_ps(x); 2] }

@@ -41,6 +41,7 @@ impl Simd for Avx512 {
     const TILES_OF_HALVES: &'static [(usize, usize)] = Self::TILES;
     const AHEAD: usize = 0;
     const BRAIN: bool = true;
+    const WORDS: bool = false;
     const QUERIES: usize = 6;
 
     #[inline(always)]

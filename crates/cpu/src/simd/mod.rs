@@ -25,37 +25,22 @@ pub(crate) use portable::Portable;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
-/// A block of 32 activations as whole numbers `q = Σ_d digit_d·128^(D − 1 − d)`.
+/// A block of 32 activations as whole numbers q, of one digit or two of base 128. A level writes and reads the second form as it likes
+/// ([`Simd::set_quants`]).
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Quants<const D: usize> {
-    /// The highest first: `[digit][group of four columns][column]`, none of them -128.
+    /// `q = Σ_d digit_d·128^(D − 1 − d)`, the highest first: `[digit][group of four columns][column]`, none of them -128.
     pub(crate) digits: [[[i8; 4]; 8]; D],
     /// `Σ q` over either half.
     pub(crate) sums: [i32; 2],
-    /// Of either half of a digit, the sums over the first two columns of every group and over the last two.
-    pub(crate) pairs: [[[i16; 2]; 2]; D],
+    /// If there is one digit: of either half, the sums over the first two columns of every group and over the last two.
+    pub(crate) pairs: [[i16; 2]; 2],
 }
 
 impl<const D: usize> Quants<D> {
     /// Zeros.
-    pub(crate) const ZERO: Self = Quants { digits: [[[0; 4]; 8]; D], sums: [0; 2], pairs: [[[0; 2]; 2]; D] };
-
-    /// Adds the digits up.
-    #[inline(always)]
-    pub(crate) fn add_up(&mut self) {
-        self.sums = [0; 2];
-        for d in 0..D {
-            for h in 0..2 {
-                let mut pair = [0; 2];
-                for x in &self.digits[d][4 * h..4 * h + 4] {
-                    pair = [pair[0] + i16::from(x[0]) + i16::from(x[1]), pair[1] + i16::from(x[2]) + i16::from(x[3])];
-                }
-                self.pairs[d][h] = pair;
-                self.sums[h] = 128 * self.sums[h] + i32::from(pair[0]) + i32::from(pair[1]);
-            }
-        }
-    }
+    pub(crate) const ZERO: Self = Quants { digits: [[[0; 4]; 8]; D], sums: [0; 2], pairs: [[0; 2]; 2] };
 }
 
 /// A block of packed weights, before they are scaled: sixteen rows, 32 columns.
@@ -66,6 +51,11 @@ pub(crate) trait Levels<S: Simd> {
     const OFFSET: i32;
     /// Levels of group `g` of eight: four columns, row l's in lane l.
     fn group(&self, s: S, g: usize) -> S::B;
+    /// [`Simd::words`] of the group.
+    #[inline(always)]
+    fn words(&self, s: S, g: usize) -> [S::B; 2] {
+        s.words(self.group(s, g), Self::OFFSET as i16)
+    }
 }
 
 /// Sixteen-lane vector arithmetic of one instruction set.
@@ -88,6 +78,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     const AHEAD: usize;
     /// Whether bfloat16 is multiplied by an instruction of its own.
     const BRAIN: bool;
+    /// Whether activations of two digits are multiplied in 16 bits: no slower than one digit with weights of eight bits.
+    const WORDS: bool;
     /// Most queries of attention's register tile.
     const QUERIES: usize;
 
@@ -174,10 +166,20 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn shl<const N: u32>(self, a: Self::B) -> Self::B;
     /// 16-bit units shifted right: mask what crosses from the upper byte.
     fn shr<const N: u32>(self, a: Self::B) -> Self::B;
+    /// Bytes less `offset` in 16 bits: of every four the first and the third, and the second and the fourth.
+    fn words(self, v: Self::B, offset: i16) -> [Self::B; 2] {
+        let _ = (v, offset);
+        unreachable!("invariant: a level that multiplies words has this")
+    }
     /// `acc[l] + Σ_j w[4l + j] · x[j]`: unsigned bytes times signed bytes, exact. No `x[j]` is -128.
     fn dot4(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
     /// [`Simd::dot4`] for `w` below 64, which some machines do quicker.
     fn dot4_small(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
+    /// Writes whole numbers of 32 activations, of `D` digits.
+    #[inline(always)]
+    fn set_quants<const D: usize>(self, q: [Self::I; 2], out: &mut Quants<D>) {
+        set_digits(self, q, out);
+    }
     /// A block of packed weights times the same block of `T` rows of activations: `Σ (w − L::OFFSET)·q`, exact, over each of the `H` halves
     /// (or the whole) of 32 columns, for `w` of `L::BITS` bits.
     #[inline(always)]
@@ -224,6 +226,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
             }
         }
         out
+    }
+    /// [`Simd::dots`] of halves with scales of their own: `scales[0]·first + scales[1]·second`, exact for one digit. Scales are signed bytes.
+    #[inline(always)]
+    fn half_dots<L: Levels<Self>, const D: usize, const T: usize>(
+        self,
+        w: &L,
+        x: [&Quants<D>; T],
+        scales: [&[u8; 16]; 2],
+    ) -> [Self::F; T] {
+        scaled(self, self.dots::<L, D, 2, T>(w, x), scales)
     }
     /// `acc[l] + a[2l + 1]·b[2l + 1] + a[2l]·b[2l]` over bfloat16.
     fn dot2_bf16(self, acc: Self::F, a: Self::B, b: Self::B) -> Self::F;
@@ -348,6 +360,40 @@ pub(crate) trait Simd: Copy + Send + Sync {
     }
 }
 
+/// [`Simd::set_quants`] as digits.
+#[inline(always)]
+fn set_digits<S: Simd, const D: usize>(s: S, q: [S::I; 2], out: &mut Quants<D>) {
+    out.sums = q.map(|q| s.sum_i(q));
+    let mut rest = q;
+    for d in 0..D {
+        for (half, rest) in rest.iter_mut().enumerate() {
+            let mut digit = *rest;
+            if d + 1 < D {
+                let q = s.to_f(*rest);
+                digit = s.round(s.mul(q, s.splat(1.0 / 128.0)));
+                *rest = s.round(s.fma(s.to_f(digit), s.splat(-128.0), q));
+            }
+            s.store_i8(digit, &mut out.digits[d].as_flattened_mut().as_chunks_mut().0[half]);
+        }
+    }
+    if D == 1 {
+        for (pair, groups) in out.pairs.iter_mut().zip(out.digits[0].as_chunks::<4>().0) {
+            *pair = [0, 2].map(|c| groups.iter().map(|x| i16::from(x[c]) + i16::from(x[c + 1])).sum());
+        }
+    }
+}
+
+/// Sums of halves times their scales, signed bytes.
+#[inline(always)]
+fn scaled<S: Simd, const T: usize>(s: S, sums: [[S::I; 2]; T], scales: [&[u8; 16]; 2]) -> [S::F; T] {
+    let [a, b] = scales.map(|scales| s.load_i8(scales));
+    let mut out = [s.zero(); T];
+    for (out, [p, q]) in out.iter_mut().zip(sums) {
+        *out = s.fma(s.to_f(q), b, s.mul(s.to_f(p), a));
+    }
+    out
+}
+
 /// A piece of work that is compiled once per instruction set.
 pub(crate) trait Kernel {
     /// What it gives.
@@ -378,6 +424,19 @@ impl Isa {
             #[inline(always)]
             fn run<S: Simd>(self, _s: S) -> bool {
                 S::BRAIN
+            }
+        }
+        self.run(Asked)
+    }
+
+    /// Whether two digits of activations are no slower than one with weights of eight bits.
+    pub(crate) fn words(self) -> bool {
+        struct Asked;
+        impl Kernel for Asked {
+            type Out = bool;
+            #[inline(always)]
+            fn run<S: Simd>(self, _s: S) -> bool {
+                S::WORDS
             }
         }
         self.run(Asked)

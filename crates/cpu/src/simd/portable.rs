@@ -43,6 +43,7 @@ impl Simd for Portable {
     const TILES_OF_HALVES: &'static [(usize, usize)] = Self::TILES;
     const AHEAD: usize = 0;
     const BRAIN: bool = false;
+    const WORDS: bool = false;
     const QUERIES: usize = 2;
 
     #[inline(never)]
