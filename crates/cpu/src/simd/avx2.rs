@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Kernel, Levels, Quants, Simd, proven, scaled, set_digits};
+use super::{Kernel, Levels, Quants, Simd, proven, scaled};
 
 /// Proof of AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -79,6 +79,17 @@ impl Avx2 {
         fn word_pairs(self, x: &[u8; 16]) -> [__m256i; 2] {
             let x = _mm_loadu_si128(x.as_ptr().cast());
             [_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(x, x)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(x, x))]
+        }
+        /// Numbers of 8 bits. Of every sixteen, the sums of the first two of every four and of the last two.
+        fn store_bytes(self, q: [[__m256i; 2]; 2], out: &mut [[i8; 4]; 8]) -> [[i16; 2]; 2] {
+            // Packing works within 128-bit halves: the words come out in the order 0 2 4 6 1 3 5 7.
+            let x = _mm256_packs_epi16(_mm256_packs_epi32(q[0][0], q[0][1]), _mm256_packs_epi32(q[1][0], q[1][1]));
+            let x = _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), x);
+            let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), x);
+            let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
+            let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
+            [_mm256_extract_epi32::<0>(pairs), _mm256_extract_epi32::<4>(pairs)].map(|x| [x as i16, (x >> 16) as i16])
         }
         /// Numbers of 16 bits, of every four the first and the third before the second and the fourth.
         fn store_quads(self, q: [[__m256i; 2]; 2], out: &mut [[i8; 4]; 16]) {
@@ -232,7 +243,8 @@ impl Simd for Avx2 {
                 out.digits.as_flattened_mut().as_mut_array().expect("invariant: two digits are 64 bytes"),
             );
         } else {
-            set_digits(self, q, out);
+            out.pairs = self.store_bytes(q, &mut out.digits[0]);
+            out.sums = out.pairs.map(|[a, b]| i32::from(a) + i32::from(b));
         }
     }
 

@@ -34,7 +34,7 @@ pub(crate) struct Quants<const D: usize> {
     pub(crate) digits: [[[i8; 4]; 8]; D],
     /// `Σ q` over either half.
     pub(crate) sums: [i32; 2],
-    /// If there is one digit: of either half, the sums over the first two columns of every group and over the last two.
+    /// If there is one digit, and for AVX2 alone: of either half, the sums over the first two columns of every group and over the last two.
     pub(crate) pairs: [[i16; 2]; 2],
 }
 
@@ -178,7 +178,19 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Writes whole numbers of 32 activations, of `D` digits.
     #[inline(always)]
     fn set_quants<const D: usize>(self, q: [Self::I; 2], out: &mut Quants<D>) {
-        set_digits(self, q, out);
+        out.sums = q.map(|q| self.sum_i(q));
+        let mut rest = q;
+        for d in 0..D {
+            for (half, rest) in rest.iter_mut().enumerate() {
+                let mut digit = *rest;
+                if d + 1 < D {
+                    let q = self.to_f(*rest);
+                    digit = self.round(self.mul(q, self.splat(1.0 / 128.0)));
+                    *rest = self.round(self.fma(self.to_f(digit), self.splat(-128.0), q));
+                }
+                self.store_i8(digit, &mut out.digits[d].as_flattened_mut().as_chunks_mut().0[half]);
+            }
+        }
     }
     /// A block of packed weights times the same block of `T` rows of activations: `Σ (w − L::OFFSET)·q`, exact, over each of the `H` halves
     /// (or the whole) of 32 columns, for `w` of `L::BITS` bits.
@@ -357,29 +369,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
         }
         let y = self.fma(p, self.mul(r, r), self.add(r, self.splat(1.0)));
         self.mul(y, self.pow2(n))
-    }
-}
-
-/// [`Simd::set_quants`] as digits.
-#[inline(always)]
-fn set_digits<S: Simd, const D: usize>(s: S, q: [S::I; 2], out: &mut Quants<D>) {
-    out.sums = q.map(|q| s.sum_i(q));
-    let mut rest = q;
-    for d in 0..D {
-        for (half, rest) in rest.iter_mut().enumerate() {
-            let mut digit = *rest;
-            if d + 1 < D {
-                let q = s.to_f(*rest);
-                digit = s.round(s.mul(q, s.splat(1.0 / 128.0)));
-                *rest = s.round(s.fma(s.to_f(digit), s.splat(-128.0), q));
-            }
-            s.store_i8(digit, &mut out.digits[d].as_flattened_mut().as_chunks_mut().0[half]);
-        }
-    }
-    if D == 1 {
-        for (pair, groups) in out.pairs.iter_mut().zip(out.digits[0].as_chunks::<4>().0) {
-            *pair = [0, 2].map(|c| groups.iter().map(|x| i16::from(x[c]) + i16::from(x[c + 1])).sum());
-        }
     }
 }
 
