@@ -3,7 +3,7 @@
 //! Per block of 32 columns: `y += (Σ q·x̂ − offset·Σ x̂) · (d·dx) + m · (dx·Σ x̂)`, the sums over q and x̂ in exact integers. Lanes are output
 //! rows, so one token or eight, each result is built block after block by the same operations: matrix-vector and
 //! matrix-matrix products agree bit for bit. Activations have a scale per 32 (llama.cpp: per 256 for K formats), and one
-//! digit of base 128 (int8) or two (15 bits, at twice the dot products).
+//! digit of base 128 (int8) or two (15 bits: twice the dot products of bytes, or products of words; [`Simd::WORDS`]).
 
 use std::marker::PhantomData;
 
