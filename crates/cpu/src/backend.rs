@@ -341,15 +341,8 @@ impl Backend for Cpu {
         check::ffn(x, gate, up, down)?;
         let mut out = Outputs::new();
         out.push(self.arena.alloc(Shape::matrix(x.rows(), down.weight.rows), DType::F32));
-        let xs = self.arena.f32s(op, x)?;
-        if self.gated(
-            op,
-            xs,
-            None,
-            [self.part(op, gate)?, self.part(op, up)?, self.part(op, down)?],
-            x.cols(),
-            &mut out,
-        )? {
+        let parts = [self.part(op, gate)?, self.part(op, up)?, self.part(op, down)?];
+        if self.gated(op, self.arena.f32s(op, x)?, None, parts, x.cols(), &mut out)? {
             return Ok(out.remove(0));
         }
         let mut both = self.project(op, After::Little, x, &[gate, up])?;
