@@ -1,4 +1,4 @@
-//! What must not change a bit: the number of threads, and whether weights are repacked.
+//! What must not change a bit: the number of threads, whether weights are repacked, and numbers in other rows that are not finite.
 
 use fathom_core::rng::Rng;
 use fathom_core::{
@@ -95,6 +95,38 @@ fn threads_and_repacking_change_no_bit() {
                     "{} {precision:?}: {threads} threads, repack {repack}",
                     isa.name()
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_are_not_finite_leave_the_others_alone() {
+    for level in Level::present() {
+        let options = CpuOptions { threads: Some(2), isa: Some(level), precision: Precision::Fast, repack: true };
+        let b = Cpu::new(options).unwrap();
+        for f in FormatId::all().filter(|f| f.name() != "UE8M0") {
+            let (rows, cols) = (32, 256);
+            let mut rng = Rng::new(8, 0);
+            let w = b.upload(&weight(&mut rng, f, rows, cols)).unwrap();
+            let mut x = normals(&mut rng, 5 * cols);
+            let products = |x: &[f32]| -> Vec<u32> {
+                let x = b.tensor(Shape::matrix(5, cols), x).unwrap();
+                let proj = [Proj { weight: &w, bias: None }];
+                let ys = [b.linear(&x, &proj).unwrap().remove(0), b.linear_steady(&x, &proj).unwrap().remove(0)];
+                let mut all: Vec<u32> = ys.iter().flat_map(|y| bits(&*b, y).unwrap()).collect();
+                all.extend(bits(&*b, &b.logits(&x, &w).unwrap()).unwrap());
+                all
+            };
+            let sound = products(&x);
+            for (i, broken) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX].into_iter().enumerate() {
+                x[2 * cols + 40 * i] = broken;
+                x[3 * cols..4 * cols].fill(broken);
+            }
+            let found = products(&x);
+            for (i, (a, b)) in sound.iter().zip(&found).enumerate() {
+                let row = i / rows % 5;
+                assert!(a == b || row == 2 || row == 3, "{f} on {}: row {row} changed", level.name());
             }
         }
     }

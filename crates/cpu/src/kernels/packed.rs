@@ -65,7 +65,7 @@ impl<const DIGITS: usize> Kernel for Quantise<'_, DIGITS> {
                 let norm = s.sum(s.fma(fa, fa, s.mul(fb, fb)));
                 s.set_quants([qa, qb], &mut out.quants);
                 out.scale = if norm > 0.0 { s.sum(s.fma(a, fa, s.mul(b, fb))) / norm } else { 0.0 };
-                out.total = out.scale * (out.quants.sums[0] + out.quants.sums[1]) as f32;
+                out.total = out.scale * out.quants.sums[0].wrapping_add(out.quants.sums[1]) as f32;
             }
         }
     }

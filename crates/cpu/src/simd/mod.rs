@@ -32,7 +32,7 @@ pub(crate) const LANES: usize = 16;
 pub(crate) struct Quants<const D: usize> {
     /// `q = Σ_d digit_d·128^(D − 1 − d)`, the highest first: `[digit][group of four columns][column]`, none of them -128.
     pub(crate) digits: [[[i8; 4]; 8]; D],
-    /// `Σ q` over either half.
+    /// `Σ q` over either half; it wraps where an activation is not finite.
     pub(crate) sums: [i32; 2],
     /// If there is one digit, and for AVX2 alone: of either half, the sums over the first two columns of every group and over the last two.
     pub(crate) pairs: [[i16; 2]; 2],
@@ -215,8 +215,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
                     sums[1][i] = self.shl_i::<7>(sums[1][i]);
                 }
                 if d + 1 == D && L::OFFSET != 0 {
-                    let [a, b] = x[i].sums.map(|sum| -L::OFFSET * sum);
-                    sums[0][i] = self.add_i(sums[0][i], self.splat_i(if split { a } else { a + b }));
+                    let [a, b] = x[i].sums.map(|sum| (-L::OFFSET).wrapping_mul(sum));
+                    sums[0][i] = self.add_i(sums[0][i], self.splat_i(if split { a } else { a.wrapping_add(b) }));
                     sums[1][i] = self.add_i(sums[1][i], self.splat_i(if split { b } else { 0 }));
                 }
             }
