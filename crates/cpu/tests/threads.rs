@@ -121,7 +121,7 @@ fn rows_that_are_not_finite_leave_the_others_alone() {
             let sound = products(&x);
             for (i, broken) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX].into_iter().enumerate() {
                 // One in each half of a block.
-                [0, 16].map(|half| x[2 * cols + 32 * i + half] = broken);
+                [0, 16].iter().for_each(|half| x[2 * cols + 32 * i + half] = broken);
                 x[3 * cols..4 * cols].fill(broken);
             }
             let found = products(&x);
