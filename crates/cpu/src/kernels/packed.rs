@@ -282,7 +282,7 @@ fn panel_times<S: Simd, C: Codes, D: Scaling, const DIGITS: usize, const T: usiz
                 let x = x.map(|x| &x[block]);
                 let quants = x.map(|x| &x.quants);
                 if D::HALVES {
-                    let sums = s.half_dots::<_, DIGITS, T>(&levels, quants, D::halves(scales, j));
+                    let sums = s.half_dots::<_, DIGITS, T>(&levels, quants, D::half_scales(scales, j));
                     for i in 0..T {
                         acc[i] = s.fma(sums[i], s.mul(head[0], s.splat(x[i].scale)), acc[i]);
                     }
@@ -441,7 +441,7 @@ trait Scaling {
     /// Factors of block `j` of the group.
     fn factor<S: Simd>(s: S, head: [S::F; 2], bytes: &[u8], j: usize) -> [S::F; 2];
     /// The scales, signed bytes, of the halves of block `j`, if they have any; `head` is then what they are multiplied with.
-    fn halves(_bytes: &[u8], _j: usize) -> [&[u8; 16]; 2] {
+    fn half_scales(_bytes: &[u8], _j: usize) -> [&[u8; 16]; 2] {
         unreachable!("invariant: only asked where half blocks have scales")
     }
 }
@@ -527,10 +527,10 @@ impl Scaling for ScaleK16 {
     }
     #[inline(always)]
     fn factor<S: Simd>(s: S, head: [S::F; 2], bytes: &[u8], j: usize) -> [S::F; 2] {
-        Self::halves(bytes, j).map(|scales| s.mul(head[0], s.load_i8(scales)))
+        Self::half_scales(bytes, j).map(|scales| s.mul(head[0], s.load_i8(scales)))
     }
     #[inline(always)]
-    fn halves(bytes: &[u8], j: usize) -> [&[u8; 16]; 2] {
+    fn half_scales(bytes: &[u8], j: usize) -> [&[u8; 16]; 2] {
         [sixteen(bytes, 32 + j * 32), sixteen(bytes, 48 + j * 32)]
     }
 }

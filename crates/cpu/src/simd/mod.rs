@@ -391,6 +391,17 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Out;
 }
 
+/// What a level says of itself: [`Simd::BRAIN`] and [`Simd::WORDS`].
+struct Asked;
+
+impl Kernel for Asked {
+    type Out = [bool; 2];
+    #[inline(always)]
+    fn run<S: Simd>(self, _s: S) -> [bool; 2] {
+        [S::BRAIN, S::WORDS]
+    }
+}
+
 /// Levels of instructions, as proofs that the machine has them.
 #[derive(Clone, Copy)]
 pub(crate) enum Isa {
@@ -405,30 +416,14 @@ pub(crate) enum Isa {
 }
 
 impl Isa {
-    /// Whether bfloat16 is multiplied by an instruction of its own.
+    /// Whether bfloat16 is multiplied by an instruction of its own ([`Simd::BRAIN`]).
     pub(crate) fn brain(self) -> bool {
-        struct Asked;
-        impl Kernel for Asked {
-            type Out = bool;
-            #[inline(always)]
-            fn run<S: Simd>(self, _s: S) -> bool {
-                S::BRAIN
-            }
-        }
-        self.run(Asked)
+        self.run(Asked)[0]
     }
 
-    /// Whether two digits of activations are no slower than one with weights of eight bits.
+    /// Whether two digits of activations are no slower than one with weights of eight bits ([`Simd::WORDS`]).
     pub(crate) fn words(self) -> bool {
-        struct Asked;
-        impl Kernel for Asked {
-            type Out = bool;
-            #[inline(always)]
-            fn run<S: Simd>(self, _s: S) -> bool {
-                S::WORDS
-            }
-        }
-        self.run(Asked)
+        self.run(Asked)[1]
     }
 
     /// Runs a kernel.
